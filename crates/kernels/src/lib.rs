@@ -1,0 +1,1 @@
+//! Numbers in raw memory: the only crate with `unsafe`.
