@@ -1,1 +1,20 @@
 //! Numbers in raw memory: the only crate with `unsafe`.
+//!
+//! Everything here works on slices and knows neither models nor tokens. One rule binds all of
+//! it: **the same inputs give the same bits**, whatever the instruction set, the number of
+//! threads, or how many rows are multiplied at once. [`matmul`] writes that arithmetic down.
+//!
+//! Weights are row-major `[rows, cols]`; a product is `y[t, r] = sum_k w[r, k] * x[t, k]`.
+
+pub mod activations;
+pub mod attention;
+pub mod dtype;
+mod formats;
+pub mod isa;
+pub mod matmul;
+pub mod ops;
+pub mod os;
+pub mod pool;
+pub mod probe;
+mod simd;
+pub mod tensor;

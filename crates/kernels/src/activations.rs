@@ -1,0 +1,1 @@
+//! activations: in the making.

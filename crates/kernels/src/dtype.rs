@@ -1,0 +1,1 @@
+//! dtype: in the making.

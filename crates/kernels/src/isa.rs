@@ -1,0 +1,1 @@
+//! isa: in the making.

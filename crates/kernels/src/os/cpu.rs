@@ -1,0 +1,1 @@
+//! Topology and limits of the machine.

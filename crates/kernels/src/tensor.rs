@@ -1,0 +1,1 @@
+//! tensor: in the making.

@@ -1,0 +1,1 @@
+//! Integration tests of the kernels, one binary so they link once.
