@@ -1,0 +1,110 @@
+//! How many parameters a model has, and how many of them work on one token.
+//!
+//! Counted from the [`ModelSpec`] alone, so a directory that holds only a `config.json` can be
+//! judged before anything is downloaded. Embedding and head count in both numbers, as publishers
+//! count them; a tied head counts once.
+
+use crate::spec::{
+    AttentionBias, DenseFfn, Ffn, Gqa, Head, LayerSpec, Mixer, Mla, ModelSpec, Moe, Norm,
+    NormWeight, QkNorm,
+};
+
+/// Parameters of a model or of a part of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Parameters {
+    /// All of them.
+    pub total: u64,
+    /// Those that work on one token.
+    pub active: u64,
+}
+
+impl Parameters {
+    fn all(count: usize) -> Parameters {
+        Parameters { total: count as u64, active: count as u64 }
+    }
+
+    fn plus(self, other: Parameters) -> Parameters {
+        Parameters { total: self.total + other.total, active: self.active + other.active }
+    }
+}
+
+/// Counts a whole model.
+pub fn of_model(spec: &ModelSpec) -> Parameters {
+    let matrices = match spec.head {
+        Head::Tied => 1,
+        Head::Own => 2,
+    };
+    let ends = matrices * spec.vocab_size * spec.hidden_size;
+    let ends = Parameters::all(ends + norm(&spec.final_norm, spec.hidden_size));
+    spec.layers.iter().fold(ends, |sum, layer| sum.plus(of_layer(layer, spec.hidden_size)))
+}
+
+/// Counts one layer of a model whose residual stream is `hidden_size` wide.
+pub fn of_layer(layer: &LayerSpec, hidden_size: usize) -> Parameters {
+    let norms = [Some(&layer.mixer_norm), layer.mixer_post_norm.as_ref()]
+        .into_iter()
+        .chain([Some(&layer.ffn_norm), layer.ffn_post_norm.as_ref()])
+        .flatten()
+        .map(|n| norm(n, hidden_size))
+        .sum::<usize>();
+    let mixer = match &layer.mixer {
+        Mixer::Gqa(gqa) => of_gqa(gqa, hidden_size),
+        Mixer::Mla(mla) => of_mla(mla, hidden_size),
+    };
+    let ffn = match &layer.ffn {
+        Ffn::Dense(dense) => Parameters::all(of_dense(dense, hidden_size)),
+        Ffn::Moe(moe) => of_moe(moe, hidden_size),
+    };
+    Parameters::all(norms + mixer).plus(ffn)
+}
+
+fn norm(norm: &Norm, width: usize) -> usize {
+    match norm.weight {
+        NormWeight::Absent => 0,
+        NormWeight::Plain | NormWeight::MinusOne => width,
+    }
+}
+
+fn of_gqa(gqa: &Gqa, hidden_size: usize) -> usize {
+    let q = gqa.num_attention_heads * gqa.head_dim;
+    let kv = gqa.num_key_value_heads * gqa.head_dim;
+    let matrices = hidden_size * (q + 2 * kv) + q * hidden_size;
+    let biases = match gqa.bias {
+        AttentionBias::None => 0,
+        AttentionBias::Qkv => q + 2 * kv,
+        AttentionBias::QkvAndOutput => q + 2 * kv + hidden_size,
+    };
+    let norms = match &gqa.qk_norm {
+        QkNorm::None => 0,
+        QkNorm::PerHead(n) | QkNorm::PerHeadAfterRope(n) => 2 * norm(n, gqa.head_dim),
+        QkNorm::FullWidth(n) => norm(n, q) + norm(n, kv),
+    };
+    let sinks = if gqa.sinks { gqa.num_attention_heads } else { 0 };
+    matrices + biases + norms + sinks
+}
+
+fn of_mla(mla: &Mla, hidden_size: usize) -> usize {
+    let q_width = mla.num_attention_heads * mla.qk_head_dim();
+    let query = match mla.q_lora_rank {
+        Some(rank) => hidden_size * rank + norm(&mla.lora_norm, rank) + rank * q_width,
+        None => hidden_size * q_width,
+    };
+    let latent = hidden_size * mla.cache_dim() + norm(&mla.lora_norm, mla.kv_lora_rank);
+    let heads = mla.num_attention_heads;
+    let unpack = mla.kv_lora_rank * heads * (mla.qk_nope_head_dim + mla.v_head_dim);
+    query + latent + unpack + heads * mla.v_head_dim * hidden_size
+}
+
+fn of_dense(dense: &DenseFfn, hidden_size: usize) -> usize {
+    3 * hidden_size * dense.intermediate_size
+}
+
+fn of_moe(moe: &Moe, hidden_size: usize) -> Parameters {
+    let expert = of_dense(&moe.expert, hidden_size);
+    let bias = if moe.router.choice_bias { moe.num_experts } else { 0 };
+    let shared = moe.shared.as_ref().map_or(0, |s| of_dense(s, hidden_size));
+    let always = moe.num_experts * hidden_size + bias + shared;
+    let total = always + moe.num_experts * expert;
+    let active = always + moe.num_experts_per_tok * expert;
+    Parameters { total: total as u64, active: active as u64 }
+}
