@@ -1,2 +1,29 @@
-//! The `moeba` command.
-fn main() {}
+#![forbid(unsafe_code)]
+//! The project's own chores, as one program: `cargo xtask check` is what a contributor runs before
+//! a commit and what CI runs after it, so the two cannot drift apart.
+
+mod check;
+mod tidy;
+
+use anyhow::{Result, bail};
+
+const HELP: &str = "\
+cargo xtask COMMAND
+
+  check     formatting, clippy, tidy, tests and docs: everything that must pass
+  tidy      the layout, size and naming rules of STYLE.md and ARCHITECTURE.md
+";
+
+#[expect(clippy::print_stdout, reason = "a command-line program answers on stdout")]
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.first().map(String::as_str) {
+        Some("check") => check::run(),
+        Some("tidy") => tidy::run(),
+        None | Some("help" | "--help" | "-h") => {
+            print!("{HELP}");
+            Ok(())
+        }
+        Some(other) => bail!("unknown command `{other}`\n\n{HELP}"),
+    }
+}
