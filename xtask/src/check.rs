@@ -7,7 +7,7 @@ use std::time::Instant;
 
 /// Runs formatting, tidy, clippy, tests and docs, stopping at the first that fails.
 #[expect(clippy::print_stderr, reason = "progress belongs on the terminal")]
-pub fn run() -> Result<()> {
+pub(crate) fn run() -> Result<()> {
     let start = Instant::now();
     cargo("formatting", &["fmt", "--all", "--check"], &[])?;
     eprintln!("== tidy");

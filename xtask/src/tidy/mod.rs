@@ -39,7 +39,7 @@ impl Source {
 /// # Errors
 /// Fails with all findings, one a line, or when a file cannot be read or parsed.
 #[expect(clippy::print_stderr, reason = "the summary belongs on the terminal")]
-pub fn run() -> Result<()> {
+pub(crate) fn run() -> Result<()> {
     let root = repository_root()?;
     let sources = rust_sources(&root)?;
     let mut findings = Findings::new();
