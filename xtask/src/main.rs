@@ -6,6 +6,7 @@ mod check;
 mod tidy;
 
 use anyhow::{Result, bail};
+use std::process::ExitCode;
 
 const HELP: &str = "\
 cargo xtask COMMAND
@@ -14,9 +15,21 @@ cargo xtask COMMAND
   tidy      the layout, size and naming rules of STYLE.md and ARCHITECTURE.md
 ";
 
-#[expect(clippy::print_stdout, reason = "a command-line program answers on stdout")]
-fn main() -> Result<()> {
+#[expect(clippy::print_stderr, reason = "a command-line program complains on stderr")]
+fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match dispatch(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // `{:#}` is the chain of causes on one line; a backtrace would only bury the findings.
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "a command-line program answers on stdout")]
+fn dispatch(arguments: &[String]) -> Result<()> {
     match arguments.first().map(String::as_str) {
         Some("check") => check::run(),
         Some("tidy") => tidy::run(),
