@@ -1,0 +1,222 @@
+"""Writes a checkpoint folder's weights as model.gguf, in llama.cpp's conventions, all in F32.
+
+What those conventions change against the Hugging Face tensors:
+ - rows of q and k in the `llama` architecture go from rotate-half to interleaved order;
+ - experts are stacked into one tensor per projection (gate and up fused, if the family fuses them);
+ - MLA's kv_b is split per head into k_b, transposed so that it can absorb the query, and v_b;
+ - Gemma's norm weights have their 1 added.
+The vocabulary is named `no_vocab`: these models speak token ids only.
+"""
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from gguf import GGUFWriter, RopeScalingType
+from safetensors.torch import load_file
+
+from checkpoint import Case
+
+ARCHITECTURE = {
+    "llama": "llama", "mistral": "llama", "mixtral": "llama", "qwen3": "qwen3",
+    "qwen3_moe": "qwen3moe", "mistral4": "mistral4", "gemma3": "gemma3",
+}
+CONVERTIBLE = ARCHITECTURE.keys()
+
+GLOBALS = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
+LAYER = {
+    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm", "self_attn.q_a_proj": "attn_q_a",
+    "self_attn.q_a_layernorm": "attn_q_a_norm", "self_attn.q_b_proj": "attn_q_b",
+    "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa", "self_attn.kv_a_layernorm": "attn_kv_a_norm",
+    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+    "mlp.gate": "ffn_gate_inp", "block_sparse_moe.gate": "ffn_gate_inp",
+    "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_experts.up_proj": "ffn_up_shexp",
+    "mlp.shared_experts.down_proj": "ffn_down_shexp",
+}
+GEMMA_LAYER = LAYER | {  # four norms a layer, so one name means another place
+    "post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+EXPERT = {"w1": "gate", "w3": "up", "w2": "down",
+          "gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
+
+
+def write_gguf(case: Case, directory: Path) -> None:
+    """Reads the folder back, so that both containers hold the very same weights."""
+    config = json.loads((directory / "config.json").read_text())
+    config = config.get("text_config", config)
+    weights = {}
+    for shard in sorted(directory.glob("model*.safetensors")):
+        weights |= load_file(shard)
+    weights = {n.removeprefix("language_model."): w.float() for n, w in weights.items()}
+    writer = GGUFWriter(directory / "model.gguf", ARCHITECTURE[case.family])
+    write_keys(writer, case, config)
+    for name, tensor in sorted(convert(case, weights).items()):
+        writer.add_tensor(name, np.ascontiguousarray(tensor.numpy()))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def write_keys(writer: GGUFWriter, case: Case, config: dict) -> None:
+    """The metadata, from the config asked for rather than from the file's spelling of it."""
+    c = {**config, **case.config}
+    heads = c["num_attention_heads"]
+    head_dim = c.get("head_dim") or c["hidden_size"] // heads
+    writer.add_name(f"random {case.family}")
+    writer.add_vocab_size(c["vocab_size"])
+    writer.add_context_length(c["max_position_embeddings"])
+    writer.add_embedding_length(c["hidden_size"])
+    writer.add_block_count(c["num_hidden_layers"])
+    writer.add_feed_forward_length(c["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_layer_norm_rms_eps(c["rms_norm_eps"])
+    if case.family == "mistral4":
+        write_mla_keys(writer, case, c)
+    else:
+        writer.add_head_count_kv(c["num_key_value_heads"])
+        writer.add_rope_dimension_count(head_dim)
+        if case.config.get("head_dim"):
+            writer.add_key_length(head_dim)
+            writer.add_value_length(head_dim)
+    count = c.get("n_routed_experts") or c.get("num_experts") or c.get("num_local_experts")
+    if count:
+        writer.add_expert_count(count)
+        writer.add_expert_used_count(c["num_experts_per_tok"])
+    if c.get("moe_intermediate_size"):
+        writer.add_expert_feed_forward_length(c["moe_intermediate_size"])
+    if case.family == "gemma3":
+        writer.add_sliding_window(c["sliding_window"])
+    write_rope_keys(writer, c["rope_parameters"])
+    writer.add_tokenizer_model("no_vocab")
+
+
+def write_mla_keys(writer: GGUFWriter, case: Case, c: dict) -> None:
+    """To llama.cpp MLA is attention with one key/value head: the latent with the rope part."""
+    writer.add_head_count_kv(1)
+    writer.add_q_lora_rank(c["q_lora_rank"])
+    writer.add_kv_lora_rank(c["kv_lora_rank"])
+    writer.add_key_length(c["kv_lora_rank"] + c["qk_rope_head_dim"])
+    writer.add_value_length(c["kv_lora_rank"])
+    writer.add_key_length_mla(c["qk_nope_head_dim"] + c["qk_rope_head_dim"])
+    writer.add_value_length_mla(c["v_head_dim"])
+    writer.add_rope_dimension_count(c["qk_rope_head_dim"])
+    writer.add_leading_dense_block_count(c["first_k_dense_replace"])
+    writer.add_expert_shared_count(c["n_shared_experts"])
+    writer.add_expert_weights_scale(c["routed_scaling_factor"])
+    writer.add_expert_weights_norm(True)
+    rope = c["rope_parameters"]
+    writer.add_rope_scaling_yarn_log_mul(0.1 * rope["mscale_all_dim"])
+    if "gguf_temperature" in case.quirks:  # files made from Mistral's own format have these
+        writer.add_attn_temperature_scale(rope["llama_4_scaling_beta"])
+        writer.add_uint32("mistral4.attention.temperature_length",
+                          rope["original_max_position_embeddings"])
+
+
+def write_rope_keys(writer: GGUFWriter, rope: dict) -> None:
+    rope = rope.get("full_attention", rope)
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if rope["rope_type"] == "linear":
+        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
+    elif rope["rope_type"] == "yarn":
+        writer.add_rope_scaling_type(RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope["factor"])
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+        writer.add_rope_scaling_yarn_beta_fast(rope["beta_fast"])
+        writer.add_rope_scaling_yarn_beta_slow(rope["beta_slow"])
+
+
+def convert(case: Case, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Hugging Face names and layouts to GGUF's."""
+    names = GEMMA_LAYER if case.family == "gemma3" else LAYER
+    out, stacks = {}, {}
+    for name, w in weights.items():
+        if case.family == "gemma3" and name.endswith("norm.weight"):
+            w = w + 1.0
+        if name in GLOBALS:
+            out[GLOBALS[name]] = w
+            continue
+        _, _, layer, rest = name.split(".", 3)
+        rest, block = rest.removesuffix(".weight"), f"blk.{layer}."
+        if rest == "self_attn.kv_b_proj":
+            out |= split_kv_b(block, w, case.config)
+        elif ".experts." in rest:
+            collect_expert(stacks.setdefault(block, {}), rest.split(".experts.")[1], w)
+        else:
+            if ARCHITECTURE[case.family] == "llama" and names[rest] in ("attn_q", "attn_k"):
+                key = "num_attention_heads" if names[rest] == "attn_q" else "num_key_value_heads"
+                w = interleave(w, case.config[key])
+            out[block + names[rest] + ".weight"] = w
+    for block, stack in stacks.items():
+        out |= stack_experts(block, stack, case.quirks)
+    if "llama3_rope" in case.quirks:
+        out["rope_freqs.weight"] = llama3_factors(case.config)
+    if case.config.get("tie_word_embeddings"):
+        out.pop("output.weight", None)
+    return out
+
+
+def interleave(w: torch.Tensor, heads: int) -> torch.Tensor:
+    """Within each head, row i of the first half and row i of the second become neighbours."""
+    halves = w.unflatten(0, (heads, 2, -1))
+    return halves.transpose(1, 2).flatten(0, 2)
+
+
+def split_kv_b(block: str, w: torch.Tensor, c: dict) -> dict[str, torch.Tensor]:
+    """[heads·(nope + v), rank] to k_b [heads, rank, nope] and v_b [heads, v, rank]."""
+    per_head = w.unflatten(0, (c["num_attention_heads"], -1))
+    k, v = per_head.split([c["qk_nope_head_dim"], c["v_head_dim"]], dim=1)
+    return {block + "attn_k_b.weight": k.transpose(1, 2), block + "attn_v_b.weight": v}
+
+
+def collect_expert(stack: dict, rest: str, w: torch.Tensor) -> None:
+    """Sorts one expert tensor, stacked or not, below (projection, expert)."""
+    if rest == "gate_up_proj":
+        for e, both in enumerate(w):
+            stack["gate", e], stack["up", e] = both.chunk(2)
+    elif rest == "down_proj":
+        for e, down in enumerate(w):
+            stack["down", e] = down
+    else:
+        e, projection = rest.split(".")
+        stack[EXPERT[projection], int(e)] = w
+
+
+def stack_experts(block: str, stack: dict, quirks: set[str]) -> dict[str, torch.Tensor]:
+    count = 1 + max(e for _, e in stack)
+    if "gguf_per_expert" in quirks:  # files from before experts were stacked
+        return {f"{block}ffn_{p}.{e}.weight": w for (p, e), w in stack.items()}
+    whole = {p: torch.stack([stack[p, e] for e in range(count)]) for p in ("gate", "up", "down")}
+    if "gguf_fused" in quirks:
+        whole["gate_up"] = torch.cat([whole.pop("gate"), whole.pop("up")], dim=1)
+    return {f"{block}ffn_{p}_exps.weight": w for p, w in whole.items()}
+
+
+def llama3_factors(c: dict) -> torch.Tensor:
+    """Llama 3.1's frequency scaling, as the divisor of each frequency."""
+    rope = c["rope_parameters"]
+    dim = c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"]
+    original, low, high = (rope["original_max_position_embeddings"], rope["low_freq_factor"],
+                           rope["high_freq_factor"])
+    factors = []
+    for i in range(0, dim, 2):
+        wavelength = 2 * math.pi * rope["rope_theta"] ** (i / dim)
+        if wavelength < original / high:
+            factors.append(1.0)
+        elif wavelength > original / low:
+            factors.append(rope["factor"])
+        else:
+            smooth = (original / wavelength - low) / (high - low)
+            factors.append(1 / ((1 - smooth) / rope["factor"] + smooth))
+    return torch.tensor(factors, dtype=torch.float32)
