@@ -5,5 +5,7 @@
 //! holds no state of any request: the caller brings batch, cache and workspace to each step.
 
 pub mod batch;
+pub mod error;
+pub mod files;
 pub mod parameters;
 pub mod spec;

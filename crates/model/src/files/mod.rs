@@ -1,0 +1,142 @@
+//! Model files: GGUF and Hugging Face directories, seen through one view.
+//!
+//! [`open`] answers with the model's [`Metadata`] (what it is) and its [`TensorSource`] (its
+//! weights by name). Opening reads headers only; a tensor's bytes are touched when it is used.
+//! Everything here is written against hostile files: see `limits` for the bounds, `checked` for
+//! the arithmetic, and the tests' bad-file suite for what must be refused.
+
+mod checked;
+mod cursor;
+mod gguf;
+mod huggingface;
+mod json;
+mod limits;
+mod metadata;
+mod paths;
+mod safetensors;
+pub mod stand_in;
+mod tensors;
+mod value;
+
+use std::path::{Path, PathBuf};
+
+pub use gguf::{GgufHeader, GgufTensor, GgufWriter, shard_name};
+pub use limits::Limits;
+pub use metadata::{FromValue, Metadata};
+pub use tensors::{StoredType, TensorHeader, TensorInfo, TensorSource};
+pub use value::{Array, Kind, Object, Packed, Value};
+
+use crate::error::{Fault, LoadError};
+
+/// Which kind of file a model came in. Tensor names and metadata keys depend on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Container {
+    /// One GGUF file, or a split set of them.
+    Gguf,
+    /// A directory with `config.json` and safetensors.
+    HuggingFace,
+}
+
+/// Where the weights are while the model runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WeightMemory {
+    /// In the page cache, mapped: the fastest start, and shared between processes.
+    #[default]
+    Mapped,
+    /// Copied into memory of our own, in huge pages where the system has them.
+    HugePages,
+}
+
+/// How to open a model.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct OpenOptions {
+    /// What the files may claim.
+    pub limits: Limits,
+    /// Where tensors that are asked for end up.
+    pub memory: WeightMemory,
+}
+
+/// An opened model: headers read and checked, weights within reach.
+#[derive(Debug)]
+pub struct ModelFiles {
+    /// The file or directory that was opened.
+    pub path: PathBuf,
+    /// Which kind it is.
+    pub container: Container,
+    /// GGUF metadata, or `config.json`.
+    pub metadata: Metadata,
+    /// `generation_config.json`, where there is one.
+    pub generation: Option<Metadata>,
+    /// The weights; empty for a directory that holds only a configuration.
+    pub tensors: TensorSource,
+    /// Remarks for the user, such as files that are deliberately not opened.
+    pub notes: Vec<String>,
+}
+
+/// Opens a model with default limits, its weights mapped.
+///
+/// `path` is a GGUF file, any shard of a split set, a Hugging Face directory (which may hold
+/// only `config.json`), or a directory with exactly one GGUF model.
+///
+/// # Errors
+/// If there is no model, or anything about it is damaged, unsupported or beyond the limits.
+pub fn open(path: &Path) -> Result<ModelFiles, LoadError> {
+    open_with(path, &OpenOptions::default())
+}
+
+/// Opens a model as [`open`] does, with limits and memory of the caller's choice.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_with(path: &Path, options: &OpenOptions) -> Result<ModelFiles, LoadError> {
+    let about = std::fs::metadata(path).map_err(|e| LoadError::io("open", path, e))?;
+    if !about.is_dir() {
+        return open_gguf(path, options);
+    }
+    if huggingface::is_one(path) {
+        return huggingface::open(path, options);
+    }
+    match &gguf_files(path)?[..] {
+        [] => Err(huggingface::not_one(path)),
+        [file] => open_gguf(file, options),
+        [first, second, ..] => Err(Fault::new(path)
+            .expected("one GGUF model")
+            .found(format_args!(
+                "several, such as `{}` and `{}`",
+                first.display(),
+                second.display()
+            ))
+            .hint("name the file")
+            .config()),
+    }
+}
+
+fn open_gguf(path: &Path, options: &OpenOptions) -> Result<ModelFiles, LoadError> {
+    let (metadata, tensors) = gguf::open(path, options)?;
+    Ok(ModelFiles {
+        path: path.to_owned(),
+        container: Container::Gguf,
+        metadata,
+        generation: None,
+        tensors,
+        notes: Vec::new(),
+    })
+}
+
+/// The GGUF models in `directory`: single files, and the first shard of each set. Projectors of
+/// other modalities are no models.
+fn gguf_files(directory: &Path) -> Result<Vec<PathBuf>, LoadError> {
+    let listing = std::fs::read_dir(directory).map_err(|e| LoadError::io("list", directory, e))?;
+    let mut files: Vec<PathBuf> = listing
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let later_shard = name.contains("-of-") && !name.contains("-00001-of-");
+            path.extension().is_some_and(|extension| extension == "gguf")
+                && !later_shard
+                && !name.starts_with("mmproj")
+        })
+        .collect();
+    files.sort();
+    Ok(files)
+}
