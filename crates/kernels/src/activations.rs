@@ -1,1 +1,326 @@
-//! activations: in the making.
+//! The inputs of matrix products: float rows, and the same rows as 8-bit integers.
+//!
+//! Quantised weights are multiplied in integers, so a row is rounded to i8 once and used by every
+//! product that reads it. A block of `B` values (32 or 256, as the weight format wants) becomes
+//! `q[i] = round(x[i] * (127 / amax))`, ties to even, with `amax` the largest magnitude and
+//! `scale = amax / 127`; a block whose `127 / amax` overflows (or is all zero) becomes zeros.
+//! A block holding an infinity or a NaN gets scale NaN, so that what follows is visibly broken
+//! instead of quietly wrong. Sums of `q` serve the formats whose weights have a minimum.
+
+use std::ops::{BitOr, Range};
+
+use crate::arch;
+use crate::disjoint::Disjoint;
+use crate::dtype::{ActKind, DType};
+use crate::isa;
+use crate::pool::Pool;
+
+/// Which quantised forms of a row are wanted, beside the floats. Combine with `|`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ActKinds(u8);
+
+impl ActKinds {
+    /// Floats alone.
+    pub const F32: Self = Self(0);
+    /// 8-bit integers in blocks of 32.
+    pub const I8X32: Self = Self(1);
+    /// 8-bit integers in blocks of 256.
+    pub const I8X256: Self = Self(2);
+
+    /// What weights of `dtype` are multiplied with.
+    pub fn of(dtype: DType) -> Self {
+        match dtype.format().activation {
+            ActKind::F32 => Self::F32,
+            ActKind::I8x32 => Self::I8X32,
+            ActKind::I8x256 => Self::I8X256,
+        }
+    }
+
+    /// Whether every form in `other` is also in `self`.
+    pub fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+impl BitOr for ActKinds {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// Input rows `[rows, cols]`, as floats and as integers. Made once, filled for every product.
+#[derive(Debug)]
+pub struct Activations {
+    rows: usize,
+    cols: usize,
+    rows_max: usize,
+    cols_max: usize,
+    kinds: ActKinds,
+    floats: Vec<f32>, // [rows, stride]
+    short: Quantised, // blocks of 32
+    long: Quantised,  // blocks of 256
+}
+
+/// Rows as i8 in blocks of one length.
+#[derive(Debug)]
+struct Quantised {
+    block_len: usize,
+    words: Vec<u32>,  // [rows, stride / 4], four i8 each
+    scales: Vec<f32>, // [rows, stride / block_len]
+    sums: Vec<u32>,   // [rows, stride / block_len, SUM_WORDS of the block length]
+}
+
+/// Columns that a panel reads at once; rows are padded to it.
+const PANEL_COLS: usize = crate::formats::PANEL_COLS;
+/// A short block's sum is one i32.
+const SHORT_SUM_WORDS: usize = 1;
+/// A long block has the sums of its 8 runs of 32, then of its 16 runs of 16, as pairs of i16.
+pub(crate) const LONG_SUM_WORDS: usize = 4 + 8;
+
+/// Values from one row to the next. The last panel's worth is padding, so that a window of a
+/// panel that starts at any block of the row lies within the row's own storage; the odd line on
+/// top keeps the same column of many rows from falling into the same cache set.
+fn stride(cols: usize) -> usize {
+    cols.next_multiple_of(PANEL_COLS) + PANEL_COLS
+}
+
+/// One row's quantised form from some column on, at least one panel of it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct QuantisedRow<'a> {
+    /// Four i8 each.
+    pub(crate) words: &'a [u32],
+    /// One per block.
+    pub(crate) scales: &'a [f32],
+    /// Per block; see [`Activations`]' fields.
+    pub(crate) sums: &'a [u32],
+}
+
+impl Quantised {
+    fn with_capacity(block_len: usize, rows_max: usize, cols_max: usize) -> Self {
+        let values = rows_max * stride(cols_max);
+        let blocks = values / block_len;
+        let sum_words = Self::sum_words(block_len);
+        Self {
+            block_len,
+            words: vec![0; values / 4],
+            scales: vec![0.0; blocks],
+            sums: vec![0; blocks * sum_words],
+        }
+    }
+
+    fn sum_words(block_len: usize) -> usize {
+        if block_len == 32 { SHORT_SUM_WORDS } else { LONG_SUM_WORDS }
+    }
+
+    fn row(&self, row: usize, col: usize, stride: usize) -> QuantisedRow<'_> {
+        let (first, end) = (row * stride + col, (row + 1) * stride);
+        let sum_words = Self::sum_words(self.block_len);
+        let blocks = first / self.block_len..end / self.block_len;
+        QuantisedRow {
+            words: &self.words[first / 4..end / 4],
+            sums: &self.sums[blocks.start * sum_words..blocks.end * sum_words],
+            scales: &self.scales[blocks],
+        }
+    }
+}
+
+impl Activations {
+    /// Room for `rows_max` rows of up to `cols_max` columns. Nothing is allocated later.
+    pub fn with_capacity(rows_max: usize, cols_max: usize) -> Self {
+        Self {
+            rows: 0,
+            cols: 0,
+            rows_max,
+            cols_max,
+            kinds: ActKinds::F32,
+            floats: vec![0.0; rows_max * stride(cols_max)],
+            short: Quantised::with_capacity(32, rows_max, cols_max),
+            long: Quantised::with_capacity(256, rows_max, cols_max),
+        }
+    }
+
+    /// Number of rows last set.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns last set.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The quantised forms last asked for.
+    pub fn kinds(&self) -> ActKinds {
+        self.kinds
+    }
+
+    /// Takes `x` `[rows, cols]` and rounds it to every form in `kinds`.
+    ///
+    /// # Panics
+    /// If there are more rows or columns than room, or `x` is not `rows * cols` long.
+    pub fn set(&mut self, pool: &Pool, x: &[f32], rows: usize, cols: usize, kinds: ActKinds) {
+        assert!(rows <= self.rows_max, "`{rows}` rows, room for `{}`", self.rows_max);
+        assert!(cols <= self.cols_max, "`{cols}` columns, room for `{}`", self.cols_max);
+        assert_eq!(x.len(), rows * cols, "length of a [{rows}, {cols}] input");
+        (self.rows, self.cols, self.kinds) = (rows, cols, kinds);
+        let fill = Fill {
+            x,
+            cols,
+            kinds,
+            stride: stride(cols),
+            floats: Disjoint::new(&mut self.floats),
+            short: Parts::new(&mut self.short),
+            long: Parts::new(&mut self.long),
+        };
+        let isa = isa::current();
+        if rows == 1 {
+            arch::with_isa(isa, &fill, 0..1);
+            return;
+        }
+        let per_worker = rows.div_ceil(pool.threads());
+        pool.run(&|worker| {
+            let first = (worker * per_worker).min(rows);
+            arch::with_isa(isa, &fill, first..(first + per_worker).min(rows));
+        });
+    }
+
+    /// Row `row` as floats, from column `col` to the end of its padding.
+    #[inline]
+    pub(crate) fn floats(&self, row: usize, col: usize) -> &[f32] {
+        let stride = stride(self.cols);
+        &self.floats[row * stride + col..(row + 1) * stride]
+    }
+
+    /// Row `row` as integers in blocks of `block_len`, from column `col` (a block's first) on.
+    #[inline]
+    pub(crate) fn quantised(&self, block_len: usize, row: usize, col: usize) -> QuantisedRow<'_> {
+        let form = if block_len == 32 { &self.short } else { &self.long };
+        form.row(row, col, stride(self.cols))
+    }
+}
+
+/// A [`Quantised`] whose rows several workers fill.
+struct Parts<'a> {
+    words: Disjoint<'a, u32>,
+    scales: Disjoint<'a, f32>,
+    sums: Disjoint<'a, u32>,
+}
+
+impl<'a> Parts<'a> {
+    fn new(form: &'a mut Quantised) -> Self {
+        Self {
+            words: Disjoint::new(&mut form.words),
+            scales: Disjoint::new(&mut form.scales),
+            sums: Disjoint::new(&mut form.sums),
+        }
+    }
+}
+
+/// Everything workers need to fill rows.
+pub(crate) struct Fill<'a> {
+    x: &'a [f32], // [rows, cols]
+    cols: usize,
+    kinds: ActKinds,
+    stride: usize,
+    floats: Disjoint<'a, f32>,
+    short: Parts<'a>,
+    long: Parts<'a>,
+}
+
+impl Fill<'_> {
+    /// Fills `rows`. Compiled once per instruction set; plain Rust, so the bits are the same.
+    #[inline(always)]
+    pub(crate) fn rows(&self, rows: Range<usize>) {
+        for row in rows {
+            let x = &self.x[row * self.cols..(row + 1) * self.cols];
+            let first = row * self.stride;
+            // SAFETY: `set` gives every row to exactly one worker.
+            let floats = unsafe { self.floats.piece(first..first + self.stride) };
+            floats[..self.cols].copy_from_slice(x);
+            floats[self.cols..].fill(0.0);
+            if self.kinds.contains(ActKinds::I8X32) {
+                fill_row::<32, SHORT_SUM_WORDS>(floats, first, &self.short, |q, sums| {
+                    sums[0] = q.iter().map(|&q| i32::from(q)).sum::<i32>() as u32;
+                });
+            }
+            if self.kinds.contains(ActKinds::I8X256) {
+                fill_row::<256, LONG_SUM_WORDS>(floats, first, &self.long, long_sums);
+            }
+        }
+    }
+}
+
+/// Quantises one row, block by block.
+#[inline(always)]
+fn fill_row<const B: usize, const SUMS: usize>(
+    floats: &[f32],
+    first: usize,
+    parts: &Parts<'_>,
+    sum: impl Fn(&[i8; B], &mut [u32]),
+) {
+    let end = first + floats.len();
+    let blocks = first / B..end / B;
+    // SAFETY: these are the row's own words, and `set` gives every row to exactly one worker.
+    let words = unsafe { parts.words.piece(first / 4..end / 4) };
+    // SAFETY: as above, the row's own scales.
+    let scales = unsafe { parts.scales.piece(blocks.clone()) };
+    // SAFETY: as above, the row's own sums.
+    let sums = unsafe { parts.sums.piece(blocks.start * SUMS..blocks.end * SUMS) };
+    let (blocks, _) = floats.as_chunks::<B>();
+    for (index, block) in blocks.iter().enumerate() {
+        let (q, scale) = quantise(block);
+        scales[index] = scale;
+        sum(&q, &mut sums[index * SUMS..(index + 1) * SUMS]);
+        let (fours, _) = q.as_chunks::<4>();
+        for (word, four) in words[index * B / 4..].iter_mut().zip(fours) {
+            *word = u32::from_le_bytes(four.map(|q| q as u8));
+        }
+    }
+}
+
+/// Rounds one block to integers and their scale.
+#[inline(always)]
+fn quantise<const B: usize>(x: &[f32; B]) -> ([i8; B], f32) {
+    // As integers, magnitudes order like the floats, with infinities and NaNs above all numbers.
+    let mut top = [0i32; 16];
+    for lanes in x.as_chunks::<16>().0 {
+        for (top, x) in top.iter_mut().zip(lanes) {
+            *top = (*top).max((x.to_bits() & 0x7fff_ffff) as i32);
+        }
+    }
+    let amax = f32::from_bits(top.into_iter().max().expect("16 lanes") as u32);
+    if !amax.is_finite() {
+        return ([0; B], f32::NAN);
+    }
+    let inverse = 127.0 / amax;
+    if !inverse.is_finite() {
+        return ([0; B], 0.0);
+    }
+    // Adding 1.5 * 2^23 pushes the fraction out of the float: the sum rounds to nearest even, and
+    // its lowest byte is the integer in two's complement.
+    const ROUND: f32 = 12_582_912.0;
+    (x.map(|x| (x * inverse + ROUND).to_bits() as u8 as i8), amax / 127.0)
+}
+
+/// Two sums as the i16 halves of a word.
+#[inline(always)]
+fn pair(low: i16, high: i16) -> u32 {
+    u32::from(low as u16) | u32::from(high as u16) << 16
+}
+
+/// Sums of a long block: 8 runs of 32 and 16 runs of 16, in pairs.
+#[inline(always)]
+fn long_sums(q: &[i8; 256], sums: &mut [u32]) {
+    let mut sixteens = [0i16; 16];
+    for (sum, run) in sixteens.iter_mut().zip(q.as_chunks::<16>().0) {
+        *sum = run.iter().map(|&q| i16::from(q)).sum();
+    }
+    for i in 0..4 {
+        let four = &sixteens[4 * i..4 * i + 4];
+        sums[i] = pair(four[0] + four[1], four[2] + four[3]);
+        sums[4 + 2 * i] = pair(four[0], four[1]);
+        sums[4 + 2 * i + 1] = pair(four[2], four[3]);
+    }
+}

@@ -1,1 +1,158 @@
-//! dtype: in the making.
+//! The weight formats, as a table: one row per format, and nothing else to register.
+//!
+//! `DType` is the name; [`FORMATS`] is everything known about it. A new format is one file in
+//! `formats/`, one variant here and one row of the table (see `docs/add-a-format.md`).
+
+use std::fmt;
+
+use crate::arch::Kernels;
+use crate::formats::{bf16, f16, f32, q4_0, q4_1, q4_k, q5_k, q6_k, q8_0};
+
+/// The format weights are stored in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// IEEE single precision.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// The upper half of a single: 8 exponent bits, 7 of fraction.
+    BF16,
+    /// 32 weights of 8 bits, one scale.
+    Q8_0,
+    /// 32 weights of 4 bits, one scale.
+    Q4_0,
+    /// 32 weights of 4 bits, one scale and one minimum.
+    Q4_1,
+    /// 256 weights of 4 bits; 8 sub-blocks with 6-bit scales and minimums.
+    Q4K,
+    /// 256 weights of 5 bits; 8 sub-blocks with 6-bit scales and minimums.
+    Q5K,
+    /// 256 weights of 6 bits; 16 sub-blocks with 8-bit scales.
+    Q6K,
+}
+
+/// The form of activations a weight format is multiplied with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ActKind {
+    /// Single precision.
+    F32,
+    /// 8-bit integers, one scale per 32.
+    I8x32,
+    /// 8-bit integers, one scale per 256.
+    I8x256,
+}
+
+/// Decodes one block of bytes to one block of values.
+pub(crate) type DecodeBlock = fn(&[u8], &mut [f32]);
+/// Encodes one block of values to one block of bytes.
+pub(crate) type EncodeBlock = fn(&[f32], &mut [u8]);
+
+/// One weight format: a row of [`FORMATS`].
+#[derive(Debug)]
+pub struct Format {
+    /// The format's name in code.
+    pub dtype: DType,
+    /// The name in files and in reports, such as `Q4_K`.
+    pub name: &'static str,
+    /// The type number in GGUF files.
+    pub ggml_type: u32,
+    /// Weights per block.
+    pub block_len: usize,
+    /// Bytes per block.
+    pub block_bytes: usize,
+    /// What it is multiplied with.
+    pub activation: ActKind,
+    pub(crate) decode: DecodeBlock,
+    pub(crate) encode: EncodeBlock,
+    pub(crate) kernels: Kernels,
+}
+
+/// Every weight format, in the order of [`DType`].
+pub static FORMATS: [Format; 9] = [
+    f32::FORMAT,
+    f16::FORMAT,
+    bf16::FORMAT,
+    q8_0::FORMAT,
+    q4_0::FORMAT,
+    q4_1::FORMAT,
+    q4_k::FORMAT,
+    q5_k::FORMAT,
+    q6_k::FORMAT,
+];
+
+impl DType {
+    /// The format's row of [`FORMATS`].
+    pub fn format(self) -> &'static Format {
+        &FORMATS[self as usize]
+    }
+
+    /// The name in files and in reports, such as `Q4_K`.
+    pub fn name(self) -> &'static str {
+        self.format().name
+    }
+
+    /// Bytes of a row of `cols` weights; `None` if that is no whole number of blocks (or absurd).
+    pub fn row_bytes(self, cols: usize) -> Option<usize> {
+        let format = self.format();
+        if !cols.is_multiple_of(format.block_len) {
+            return None;
+        }
+        (cols / format.block_len).checked_mul(format.block_bytes)
+    }
+
+    /// The format with this type number in GGUF files.
+    pub fn from_ggml(ggml_type: u32) -> Option<Self> {
+        FORMATS.iter().find(|f| f.ggml_type == ggml_type).map(|f| f.dtype)
+    }
+
+    /// The format called `name`, in any case.
+    pub fn from_name(name: &str) -> Option<Self> {
+        FORMATS.iter().find(|f| f.name.eq_ignore_ascii_case(name)).map(|f| f.dtype)
+    }
+
+    /// Decodes a row of blocks to `values`.
+    ///
+    /// # Panics
+    /// If `bytes` is not exactly the bytes of `values.len()` weights.
+    pub fn decode_row(self, bytes: &[u8], values: &mut [f32]) {
+        let format = self.format();
+        assert_eq!(Some(bytes.len()), self.row_bytes(values.len()), "bytes of a decoded row");
+        let blocks = bytes.chunks_exact(format.block_bytes);
+        for (block, out) in blocks.zip(values.chunks_exact_mut(format.block_len)) {
+            (format.decode)(block, out);
+        }
+    }
+
+    /// Encodes `values` as a row of blocks. Deterministic: the same values give the same bytes.
+    ///
+    /// # Panics
+    /// If `bytes` is not exactly the bytes of `values.len()` weights.
+    pub fn encode_row(self, values: &[f32], bytes: &mut [u8]) {
+        let format = self.format();
+        assert_eq!(Some(bytes.len()), self.row_bytes(values.len()), "bytes of an encoded row");
+        let blocks = bytes.chunks_exact_mut(format.block_bytes);
+        for (block, values) in blocks.zip(values.chunks_exact(format.block_len)) {
+            (format.encode)(values, block);
+        }
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_in_the_order_of_the_enum() {
+        for (index, format) in FORMATS.iter().enumerate() {
+            assert_eq!(format.dtype as usize, index, "{}", format.name);
+            assert_eq!(DType::from_ggml(format.ggml_type), Some(format.dtype));
+            assert_eq!(DType::from_name(&format.name.to_lowercase()), Some(format.dtype));
+        }
+    }
+}

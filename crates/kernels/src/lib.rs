@@ -7,7 +7,9 @@
 //! Weights are row-major `[rows, cols]`; a product is `y[t, r] = sum_k w[r, k] * x[t, k]`.
 
 pub mod activations;
+mod arch;
 pub mod attention;
+mod disjoint;
 pub mod dtype;
 mod formats;
 pub mod isa;

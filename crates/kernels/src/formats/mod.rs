@@ -1,1 +1,196 @@
-//! One weight format per file.
+//! One weight format per file, and the form in which products see all of them.
+//!
+//! A quantised format is a [`BlockFormat`]: a block of 32 or 256 weights, cut into sub-blocks,
+//! where `weight = d * sc * q - e * m`. `q` is an unsigned byte, `sc` and `m` are small integers
+//! of the sub-block, `d` and `e` floats of the block. Its file says how the bits lie, decodes and
+//! encodes one block, and unpacks the same block of many rows into a [`Panel`]. Products, tiles,
+//! threads and instruction sets are none of its business.
+//!
+//! Float formats are a [`FloatFormat`]: how to widen 16 weights.
+
+pub(crate) mod bf16;
+pub(crate) mod f16;
+pub(crate) mod f32;
+pub(crate) mod half;
+pub(crate) mod k_scales;
+pub(crate) mod k_search;
+pub(crate) mod q4_0;
+pub(crate) mod q4_1;
+pub(crate) mod q4_k;
+pub(crate) mod q5_k;
+pub(crate) mod q6_k;
+pub(crate) mod q8_0;
+
+use std::marker::PhantomData;
+
+use crate::arch;
+use crate::dtype::{ActKind, DType, Format};
+use crate::simd::Simd;
+
+/// Columns of a panel: one long block, or eight short ones.
+pub(crate) const PANEL_COLS: usize = 256;
+/// Words of four weights in a panel.
+pub(crate) const PANEL_WORDS: usize = PANEL_COLS / 4;
+/// Blocks of 32 in a panel.
+pub(crate) const PANEL_BLOCKS: usize = PANEL_COLS / 32;
+
+/// What a block looks like once it is integers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Form {
+    /// Weights per sub-block: the reach of one `sc` and `m`. Equal to the block's length where a
+    /// block has only one, with `sc = 1`.
+    pub(crate) sub_len: usize,
+    /// `m` where it is the same for every block of the format; unused with several sub-blocks.
+    pub(crate) offset: i32,
+    /// `e == d`: both integer sums are taken together before the one rounding.
+    pub(crate) symmetric: bool,
+    /// `q` reaches beyond 127.
+    pub(crate) full_range: bool,
+}
+
+/// [`PANEL_COLS`] columns of `LANES` rows as integers: lane `i` of every vector is row `i`.
+pub(crate) struct Panel<S: Simd> {
+    /// Weights, four columns to a word, in the order of the columns.
+    pub(crate) q: [S::U; PANEL_WORDS],
+    /// `sc` of each sub-block as i32 (formats with several sub-blocks).
+    pub(crate) sc: [S::U; 16],
+    /// `m` of each two neighbouring sub-blocks as a pair of i16 (formats with several
+    /// sub-blocks). Symmetric formats store `-m`.
+    pub(crate) m: [S::U; 8],
+    /// `d` of each block.
+    pub(crate) d: [S::F; PANEL_BLOCKS],
+    /// `e` of each block (formats that are not symmetric).
+    pub(crate) e: [S::F; PANEL_BLOCKS],
+}
+
+impl<S: Simd> Panel<S> {
+    /// A panel of zeros: the scratch of one worker.
+    #[inline(always)]
+    pub(crate) fn new(s: S) -> Self {
+        let (zero, none) = (s.splat(0), s.splat_f32(0.0));
+        Self {
+            q: [zero; PANEL_WORDS],
+            sc: [zero; 16],
+            m: [zero; 8],
+            d: [none; PANEL_BLOCKS],
+            e: [none; PANEL_BLOCKS],
+        }
+    }
+}
+
+/// The same block of `LANES` consecutive rows, still as bytes.
+pub(crate) struct BlockRows<'a, S> {
+    s: S,
+    first: *const u8,
+    stride: usize,
+    block_bytes: usize,
+    bytes: PhantomData<&'a [u8]>,
+}
+
+impl<'a, S: Simd> BlockRows<'a, S> {
+    /// Row `i`'s block starts `offset + i * stride` bytes into `bytes`.
+    #[inline(always)]
+    pub(crate) fn new(
+        s: S,
+        bytes: &'a [u8],
+        offset: usize,
+        stride: usize,
+        block_bytes: usize,
+    ) -> Self {
+        let end = offset + (S::LANES - 1) * stride + block_bytes;
+        assert!(end <= bytes.len(), "a panel reaches past its matrix");
+        // SAFETY: `offset <= end <= len`, so the pointer stays within the slice.
+        let first = unsafe { bytes.as_ptr().add(offset) };
+        Self { s, first, stride, block_bytes, bytes: PhantomData }
+    }
+
+    /// Bytes `offset..offset + 16` of the block, as four words of every row.
+    #[inline(always)]
+    pub(crate) fn columns(&self, offset: usize) -> [S::U; 4] {
+        assert!(offset + 16 <= self.block_bytes, "columns past the end of the block");
+        // SAFETY: `new` checked that every row has `block_bytes`, and the assert that these 16
+        // bytes are among them.
+        unsafe { self.s.columns(self.first.add(offset), self.stride) }
+    }
+
+    /// Bytes `offset..offset + 4` of the block, as one word of every row.
+    #[inline(always)]
+    pub(crate) fn column(&self, offset: usize) -> S::U {
+        assert!(offset + 4 <= self.block_bytes, "a column past the end of the block");
+        // SAFETY: as in `columns`, with 4 bytes.
+        unsafe { self.s.column(self.first.add(offset), self.stride) }
+    }
+}
+
+/// A quantised weight format. See the module's words, and `docs/add-a-format.md`.
+pub(crate) trait BlockFormat: 'static {
+    /// Its name in code.
+    const DTYPE: DType;
+    /// Its name in files.
+    const NAME: &'static str;
+    /// Its number in GGUF files.
+    const GGML_TYPE: u32;
+    /// Weights per block: 32 or 256.
+    const BLOCK_LEN: usize;
+    /// Bytes per block.
+    const BLOCK_BYTES: usize;
+    /// What a block looks like once it is integers.
+    const FORM: Form;
+
+    /// Decodes one block: `block` `[BLOCK_BYTES]` to `values` `[BLOCK_LEN]`.
+    fn decode(block: &[u8], values: &mut [f32]);
+    /// Encodes one block: `values` `[BLOCK_LEN]` to `block` `[BLOCK_BYTES]`.
+    fn encode(values: &[f32], block: &mut [u8]);
+    /// Unpacks one block of every row as block number `slot` of the panel.
+    fn unpack<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize);
+}
+
+/// A format of plain floating-point numbers.
+pub(crate) trait FloatFormat: 'static {
+    /// Its name in code.
+    const DTYPE: DType;
+    /// Its name in files.
+    const NAME: &'static str;
+    /// Its number in GGUF files.
+    const GGML_TYPE: u32;
+    /// Bytes per weight.
+    const BYTES: usize;
+
+    /// Widens one weight.
+    fn decode(bytes: &[u8], value: &mut [f32]);
+    /// Rounds one weight.
+    fn encode(value: &[f32], bytes: &mut [u8]);
+    /// Widens 16 weights: `bytes` `[16 * BYTES]`.
+    fn load16<S: Simd>(s: S, bytes: &[u8]) -> S::V;
+}
+
+/// The table row of a quantised format.
+pub(crate) const fn block_row<F: BlockFormat>() -> Format {
+    assert!(F::BLOCK_LEN == 32 || F::BLOCK_LEN == PANEL_COLS);
+    Format {
+        dtype: F::DTYPE,
+        name: F::NAME,
+        ggml_type: F::GGML_TYPE,
+        block_len: F::BLOCK_LEN,
+        block_bytes: F::BLOCK_BYTES,
+        activation: if F::BLOCK_LEN == 32 { ActKind::I8x32 } else { ActKind::I8x256 },
+        decode: F::decode,
+        encode: F::encode,
+        kernels: arch::block_kernels::<F>(),
+    }
+}
+
+/// The table row of a float format.
+pub(crate) const fn float_row<F: FloatFormat>() -> Format {
+    Format {
+        dtype: F::DTYPE,
+        name: F::NAME,
+        ggml_type: F::GGML_TYPE,
+        block_len: 1,
+        block_bytes: F::BYTES,
+        activation: ActKind::F32,
+        decode: F::decode,
+        encode: F::encode,
+        kernels: arch::float_kernels::<F>(),
+    }
+}

@@ -1,1 +1,5 @@
 //! Integration tests of the kernels, one binary so they link once.
+
+mod formats;
+mod matmul;
+mod oracle;

@@ -1,0 +1,71 @@
+//! Instruction sets: which exist here, and the functions compiled for each.
+//!
+//! Everything above is generic over [`crate::simd::Simd`] and forced inline; the functions below
+//! are where those generics meet a `target_feature`.
+
+use std::ops::Range;
+
+use crate::activations::Fill;
+use crate::formats::{BlockFormat, FloatFormat};
+use crate::isa::Isa;
+use crate::matmul::{self, Unit};
+use crate::simd::Scalar;
+
+/// Computes one unit of a product.
+type RunUnit = unsafe fn(&Unit<'_>);
+
+/// One format's product for every instruction set, in the order of [`Isa`].
+#[derive(Debug)]
+pub(crate) struct Kernels([RunUnit; Isa::ALL.len()]);
+
+impl Kernels {
+    /// Computes `unit` with `isa`.
+    ///
+    /// # Safety
+    /// This machine can run `isa`.
+    pub(crate) unsafe fn run(&self, isa: Isa, unit: &Unit<'_>) {
+        // SAFETY: passed on to the caller.
+        unsafe { (self.0[isa as usize])(unit) }
+    }
+}
+
+/// Whether this machine can run `isa`.
+pub(crate) fn is_available(isa: Isa) -> bool {
+    isa == Isa::Scalar
+}
+
+/// The products of a quantised format.
+pub(crate) const fn block_kernels<F: BlockFormat>() -> Kernels {
+    Kernels([scalar_blocks::<F>; 3])
+}
+
+/// The products of a float format.
+pub(crate) const fn float_kernels<F: FloatFormat>() -> Kernels {
+    Kernels([scalar_floats::<F>; 3])
+}
+
+fn scalar_blocks<F: BlockFormat>(unit: &Unit<'_>) {
+    matmul::run_blocks::<Scalar, F>(Scalar, unit);
+}
+
+fn scalar_floats<F: FloatFormat>(unit: &Unit<'_>) {
+    matmul::run_floats::<Scalar, F>(Scalar, unit);
+}
+
+/// Fills rows of activations with code compiled for `isa`.
+pub(crate) fn with_isa(_isa: Isa, fill: &Fill<'_>, rows: Range<usize>) {
+    fill.rows(rows);
+}
+
+/// Asks for the cache line at `address`, which need not be readable.
+#[inline(always)]
+pub(crate) fn prefetch(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch never faults and every x86-64 processor has it.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}

@@ -1,0 +1,71 @@
+//! The 12 bytes of sub-block scales that Q4_K and Q5_K share: eight 6-bit `sc`, eight 6-bit `m`.
+//!
+//! ```text
+//! byte j     (j = 0..4)    sc[j]      in bits 0..6,   high 2 bits of sc[j + 4] in bits 6..8
+//! byte j + 4               m[j]       in bits 0..6,   high 2 bits of m[j + 4]  in bits 6..8
+//! byte j + 8               low 4 bits of sc[j + 4] in bits 0..4, of m[j + 4] in bits 4..8
+//! ```
+
+use super::Panel;
+use crate::simd::Simd;
+
+/// `(sc, m)` of each sub-block.
+pub(crate) fn decode(bytes: &[u8]) -> [(u8, u8); 8] {
+    std::array::from_fn(|j| match j {
+        0..4 => (bytes[j] & 63, bytes[j + 4] & 63),
+        _ => {
+            let (sc_high, m_high, low) = (bytes[j - 4] >> 6, bytes[j] >> 6, bytes[j + 4]);
+            (low & 15 | sc_high << 4, low >> 4 | m_high << 4)
+        }
+    })
+}
+
+/// The inverse of [`decode`]; every scale is below 64.
+pub(crate) fn encode(scales: &[(u8, u8); 8], bytes: &mut [u8]) {
+    for j in 0..4 {
+        let ((sc, m), (sc_next, m_next)) = (scales[j], scales[j + 4]);
+        bytes[j] = sc | sc_next >> 4 << 6;
+        bytes[j + 4] = m | m_next >> 4 << 6;
+        bytes[j + 8] = sc_next & 15 | (m_next & 15) << 4;
+    }
+}
+
+/// The same for every row of a panel; `words` are the three words of the 12 bytes.
+#[inline(always)]
+pub(crate) fn unpack<S: Simd>(s: S, words: [S::U; 3], panel: &mut Panel<S>) {
+    let (six_bits, nibbles, top) =
+        (s.splat(0x3f3f_3f3f), s.splat(0x0f0f_0f0f), s.splat(0x3030_3030));
+    let [a, b, c] = words;
+    let sc = [s.and(a, six_bits), s.or(s.and(c, nibbles), s.and(s.shr::<2>(a), top))];
+    let m = [s.and(b, six_bits), s.or(s.and(s.shr::<4>(c), nibbles), s.and(s.shr::<2>(b), top))];
+    let byte = s.splat(0xff);
+    for half in 0..2 {
+        panel.sc[4 * half] = s.and(sc[half], byte);
+        panel.sc[4 * half + 1] = s.and(s.shr::<8>(sc[half]), byte);
+        panel.sc[4 * half + 2] = s.and(s.shr::<16>(sc[half]), byte);
+        panel.sc[4 * half + 3] = s.shr::<24>(sc[half]);
+        // Neighbouring bytes to a pair of i16.
+        let (first, second) = (m[half], s.shr::<16>(m[half]));
+        for (i, two) in [first, second].into_iter().enumerate() {
+            let high = s.shl::<8>(s.and(two, s.splat(0xff00)));
+            panel.m[2 * half + i] = s.or(s.and(two, byte), high);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scales_survive_the_round_trip() {
+        let mut bytes = [0; 12];
+        for seed in 0..64 {
+            let scales = std::array::from_fn(|j| {
+                (((seed * 7 + j * 13) % 64) as u8, ((seed * 11 + j * 29) % 64) as u8)
+            });
+            encode(&scales, &mut bytes);
+            assert_eq!(decode(&bytes), scales);
+        }
+    }
+}

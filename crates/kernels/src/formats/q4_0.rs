@@ -1,0 +1,62 @@
+//! Q4_0: 32 nibbles and one scale. `weight = d * (n - 8)`.
+//!
+//! ```text
+//! byte  0..2    d, half precision
+//!       2..18   byte i: low nibble n[i], high nibble n[i + 16]
+//! ```
+//! As integers: `q = n`, `m = 8`, `e = d`.
+
+use super::{BlockFormat, BlockRows, Form, Panel, block_row, half};
+use crate::dtype::{DType, Format};
+use crate::simd::Simd;
+
+/// The table row.
+pub(crate) const FORMAT: Format = block_row::<Q4_0>();
+
+struct Q4_0;
+
+const _: () = assert!(Q4_0::BLOCK_BYTES == 2 + 32 / 2);
+
+impl BlockFormat for Q4_0 {
+    const DTYPE: DType = DType::Q4_0;
+    const NAME: &'static str = "Q4_0";
+    const GGML_TYPE: u32 = 2;
+    const BLOCK_LEN: usize = 32;
+    const BLOCK_BYTES: usize = 18;
+    const FORM: Form = Form { sub_len: 32, offset: 8, symmetric: true, full_range: false };
+
+    fn decode(block: &[u8], values: &mut [f32]) {
+        let d = half::read_f16(block, 0);
+        for (i, &byte) in block[2..].iter().enumerate() {
+            values[i] = d * (f32::from(byte & 15) - 8.0);
+            values[i + 16] = d * (f32::from(byte >> 4) - 8.0);
+        }
+    }
+
+    fn encode(values: &[f32], block: &mut [u8]) {
+        // The extreme value, whichever its sign, becomes exactly -8: the side with one step more.
+        let mut extreme = 0f32;
+        for &value in values {
+            if value.abs() > extreme.abs() {
+                extreme = value;
+            }
+        }
+        let d = extreme / -8.0;
+        let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
+        half::write_f16(block, 0, d);
+        let nibble = |value: f32| ((value * inverse + 8.5) as u8).min(15);
+        for i in 0..16 {
+            block[2 + i] = nibble(values[i]) | nibble(values[i + 16]) << 4;
+        }
+    }
+
+    #[inline(always)]
+    fn unpack<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize) {
+        panel.d[slot] = s.from_f16(rows.column(0));
+        let low = s.splat(0x0f0f_0f0f);
+        for (i, word) in rows.columns(2).into_iter().enumerate() {
+            panel.q[8 * slot + i] = s.and(word, low);
+            panel.q[8 * slot + 4 + i] = s.and(s.shr::<4>(word), low);
+        }
+    }
+}

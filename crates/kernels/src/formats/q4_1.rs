@@ -1,0 +1,62 @@
+//! Q4_1: 32 nibbles, one scale, one minimum. `weight = d * n + min`.
+//!
+//! ```text
+//! byte  0..2    d, half precision
+//!       2..4    min, half precision
+//!       4..20   byte i: low nibble n[i], high nibble n[i + 16]
+//! ```
+//! As integers: `q = n`, `m = 1`, `e = -min`.
+
+use super::{BlockFormat, BlockRows, Form, Panel, block_row, half};
+use crate::dtype::{DType, Format};
+use crate::simd::Simd;
+
+/// The table row.
+pub(crate) const FORMAT: Format = block_row::<Q4_1>();
+
+struct Q4_1;
+
+const _: () = assert!(Q4_1::BLOCK_BYTES == 2 + 2 + 32 / 2);
+
+impl BlockFormat for Q4_1 {
+    const DTYPE: DType = DType::Q4_1;
+    const NAME: &'static str = "Q4_1";
+    const GGML_TYPE: u32 = 3;
+    const BLOCK_LEN: usize = 32;
+    const BLOCK_BYTES: usize = 20;
+    const FORM: Form = Form { sub_len: 32, offset: 1, symmetric: false, full_range: false };
+
+    fn decode(block: &[u8], values: &mut [f32]) {
+        let (d, min) = (half::read_f16(block, 0), half::read_f16(block, 2));
+        for (i, &byte) in block[4..].iter().enumerate() {
+            values[i] = d * f32::from(byte & 15) + min;
+            values[i + 16] = d * f32::from(byte >> 4) + min;
+        }
+    }
+
+    fn encode(values: &[f32], block: &mut [u8]) {
+        let max = values.iter().fold(f32::NEG_INFINITY, |max, &v| max.max(v));
+        let min = values.iter().fold(f32::INFINITY, |min, &v| min.min(v));
+        let d = (max - min) / 15.0;
+        let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
+        half::write_f16(block, 0, d);
+        half::write_f16(block, 2, min);
+        let nibble = |value: f32| (((value - min) * inverse + 0.5) as u8).min(15);
+        for i in 0..16 {
+            block[4 + i] = nibble(values[i]) | nibble(values[i + 16]) << 4;
+        }
+    }
+
+    #[inline(always)]
+    fn unpack<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize) {
+        let head = rows.column(0);
+        panel.d[slot] = s.from_f16(head);
+        // Flipping the sign bit negates the minimum exactly.
+        panel.e[slot] = s.from_f16(s.xor(s.shr::<16>(head), s.splat(0x8000)));
+        let low = s.splat(0x0f0f_0f0f);
+        for (i, word) in rows.columns(4).into_iter().enumerate() {
+            panel.q[8 * slot + i] = s.and(word, low);
+            panel.q[8 * slot + 4 + i] = s.and(s.shr::<4>(word), low);
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! Q4_K: 256 nibbles in 8 sub-blocks of 32. `weight = d * sc * n - e * m`.
+//!
+//! ```text
+//! byte   0..2     d, half precision
+//!        2..4     e, half precision (called dmin elsewhere)
+//!        4..16    sc and m of the sub-blocks, see `k_scales`
+//!        16..144  four runs of 32 bytes; run r: low nibbles are sub-block 2r, high ones 2r + 1
+//! ```
+
+use super::{BlockFormat, BlockRows, Form, Panel, block_row, half, k_scales, k_search};
+use crate::dtype::{DType, Format};
+use crate::simd::Simd;
+
+/// The table row.
+pub(crate) const FORMAT: Format = block_row::<Q4K>();
+
+struct Q4K;
+
+const _: () = assert!(Q4K::BLOCK_BYTES == 2 + 2 + 12 + 256 / 2);
+
+impl BlockFormat for Q4K {
+    const DTYPE: DType = DType::Q4K;
+    const NAME: &'static str = "Q4_K";
+    const GGML_TYPE: u32 = 12;
+    const BLOCK_LEN: usize = 256;
+    const BLOCK_BYTES: usize = 144;
+    const FORM: Form = Form { sub_len: 32, offset: 0, symmetric: false, full_range: false };
+
+    fn decode(block: &[u8], values: &mut [f32]) {
+        let (d, e) = (half::read_f16(block, 0), half::read_f16(block, 2));
+        for (j, (sc, m)) in k_scales::decode(&block[4..16]).into_iter().enumerate() {
+            let (scale, min) = (d * f32::from(sc), e * f32::from(m));
+            let run = &block[16 + 32 * (j / 2)..][..32];
+            for (value, byte) in values[32 * j..][..32].iter_mut().zip(run) {
+                *value = scale * f32::from(byte >> (4 * (j % 2)) & 15) - min;
+            }
+        }
+    }
+
+    fn encode(values: &[f32], block: &mut [u8]) {
+        let codes = k_search::encode(values, 15, &mut block[..16]);
+        for (i, byte) in block[16..].iter_mut().enumerate() {
+            let first = 64 * (i / 32) + i % 32;
+            *byte = codes[first] | codes[first + 32] << 4;
+        }
+    }
+
+    #[inline(always)]
+    fn unpack<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize) {
+        let [head, scales @ ..] = rows.columns(0);
+        panel.d[slot] = s.from_f16(head);
+        panel.e[slot] = s.from_f16(s.shr::<16>(head));
+        k_scales::unpack(s, scales, panel);
+        let low = s.splat(0x0f0f_0f0f);
+        for column in 0..8 {
+            let words = rows.columns(16 + 16 * column);
+            let first = 16 * (column / 2) + 4 * (column % 2);
+            for (i, word) in words.into_iter().enumerate() {
+                panel.q[first + i] = s.and(word, low);
+                panel.q[first + 8 + i] = s.and(s.shr::<4>(word), low);
+            }
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Q6_K: 256 codes of 6 bits in 16 sub-blocks of 16. `weight = d * sc * (q - 32)`.
+//!
+//! ```text
+//! byte   0..128    low 4 bits
+//!        128..192  high 2 bits
+//!        192..208  sc[0..16], i8
+//!        208..210  d, half precision
+//! ```
+//! Each half h of the block (128 weights) has 64 bytes `l` of low bits and 32 bytes `t` of high
+//! bits. For i in 0..32, weights i, 32 + i, 64 + i, 96 + i of the half are: the low nibbles of
+//! `l[i]` and `l[32 + i]`, then their high nibbles, with bits 0..2, 2..4, 4..6, 6..8 of `t[i]`
+//! on top. As integers: `m = 32 * sc`, `e = d`.
+
+use super::{BlockFormat, BlockRows, Form, Panel, block_row, half, k_search};
+use crate::dtype::{DType, Format};
+use crate::simd::Simd;
+
+/// The table row.
+pub(crate) const FORMAT: Format = block_row::<Q6K>();
+
+struct Q6K;
+
+const _: () = assert!(Q6K::BLOCK_BYTES == 256 / 2 + 256 / 4 + 256 / 16 + 2);
+
+/// Where weight `k` of a block lies: byte and shift of its low bits, byte and shift of its high.
+fn place(k: usize) -> (usize, usize, usize, usize) {
+    let (half, quarter, i) = (k / 128, k % 128 / 32, k % 32);
+    let low = 64 * half + 32 * (quarter % 2) + i;
+    (low, 4 * (quarter / 2), 128 + 32 * half + i, 2 * quarter)
+}
+
+impl BlockFormat for Q6K {
+    const DTYPE: DType = DType::Q6K;
+    const NAME: &'static str = "Q6_K";
+    const GGML_TYPE: u32 = 14;
+    const BLOCK_LEN: usize = 256;
+    const BLOCK_BYTES: usize = 210;
+    const FORM: Form = Form { sub_len: 16, offset: 0, symmetric: true, full_range: false };
+
+    fn decode(block: &[u8], values: &mut [f32]) {
+        let d = half::read_f16(block, 208);
+        for (k, value) in values.iter_mut().enumerate() {
+            let (low, low_shift, high, high_shift) = place(k);
+            let q = block[low] >> low_shift & 15 | (block[high] >> high_shift & 3) << 4;
+            let scale = d * f32::from(block[192 + k / 16] as i8);
+            *value = scale * (f32::from(q) - 32.0);
+        }
+    }
+
+    fn encode(values: &[f32], block: &mut [u8]) {
+        block.fill(0);
+        let codes = k_search::encode_signed(values, &mut block[192..]);
+        for (k, code) in codes.into_iter().enumerate() {
+            let (low, low_shift, high, high_shift) = place(k);
+            block[low] |= (code & 15) << low_shift;
+            block[high] |= code >> 4 << high_shift;
+        }
+    }
+
+    #[inline(always)]
+    fn unpack<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize) {
+        panel.d[slot] = s.from_f16(s.shr::<16>(rows.column(206)));
+        for (i, word) in rows.columns(192).into_iter().enumerate() {
+            let sc = [
+                s.sar::<24>(s.shl::<24>(word)),
+                s.sar::<24>(s.shl::<16>(word)),
+                s.sar::<24>(s.shl::<8>(word)),
+                s.sar::<24>(word),
+            ];
+            panel.sc[4 * i..4 * i + 4].copy_from_slice(&sc);
+            for two in 0..2 {
+                // -32 * sc, of both sub-blocks, as a pair of i16.
+                let zero = s.splat(0);
+                let first = s.sub(zero, s.shl::<5>(sc[2 * two]));
+                let second = s.sub(zero, s.shl::<5>(sc[2 * two + 1]));
+                let first = s.and(first, s.splat(0xffff));
+                panel.m[2 * i + two] = s.or(first, s.shl::<16>(second));
+            }
+        }
+        let (low, high) = (s.splat(0x0f0f_0f0f), s.splat(0x3030_3030));
+        for column in 0..4 {
+            let (half, i) = (column / 2, column % 2);
+            let top = rows.columns(128 + 16 * column);
+            let near = rows.columns(64 * half + 16 * i);
+            let far = rows.columns(64 * half + 32 + 16 * i);
+            for w in 0..4 {
+                let first = 32 * half + 4 * i + w;
+                let t = top[w];
+                panel.q[first] = s.or(s.and(near[w], low), s.and(s.shl::<4>(t), high));
+                panel.q[first + 8] = s.or(s.and(far[w], low), s.and(s.shl::<2>(t), high));
+                let nibble = s.and(s.shr::<4>(near[w]), low);
+                panel.q[first + 16] = s.or(nibble, s.and(t, high));
+                let nibble = s.and(s.shr::<4>(far[w]), low);
+                panel.q[first + 24] = s.or(nibble, s.and(s.shr::<2>(t), high));
+            }
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! Products with quantised weights: unpack a panel of rows once, multiply it by many tokens.
+//!
+//! A panel is `LANES` rows by 256 columns (one block of 256, or eight of 32), unpacked from the
+//! file's own blocks into words whose lane `i` belongs to row `i`. Tokens are then taken a few at
+//! a time; each word of four columns is multiplied by the token's same four inputs, broadcast to
+//! all lanes. No lane ever meets another, so the sums of 16 rows cost no more than those of one,
+//! and one token or sixty-four run through the same code.
+
+use std::ops::Range;
+
+use super::Unit;
+use crate::activations::{LONG_SUM_WORDS, QuantisedRow};
+use crate::arch;
+use crate::formats::{BlockFormat, BlockRows, PANEL_BLOCKS, PANEL_COLS, PANEL_WORDS, Panel};
+use crate::simd::Simd;
+
+/// Tokens that share one unpacking: their running sums and inputs should stay in the caches.
+const TOKENS: usize = 64;
+/// Lanes of the widest vector.
+const LANES_MAX: usize = 16;
+/// Bytes of a row's panel in the widest format: eight blocks of Q8_0.
+const PANEL_BYTES_MAX: usize = 34 * PANEL_BLOCKS;
+/// How many panels ahead of use weights are requested from memory.
+const PREFETCH_PANELS: usize = 4;
+
+/// Computes `unit`.
+#[inline(always)]
+pub(crate) fn run<S: Simd, F: BlockFormat>(s: S, unit: &Unit<'_>) {
+    let mut panel = Panel::new(s);
+    let mut first = unit.rows.start;
+    while first < unit.rows.end {
+        let rows = first..(first + S::LANES).min(unit.rows.end);
+        let mut token = 0;
+        while token < unit.tokens.len() {
+            let tokens = token..(token + TOKENS).min(unit.tokens.len());
+            panel_rows::<S, F>(s, unit, &mut panel, rows.clone(), tokens.clone());
+            token = tokens.end;
+        }
+        first = rows.end;
+    }
+}
+
+/// All columns of `rows` (at most `LANES`) for `tokens` (at most [`TOKENS`]).
+#[inline(always)]
+fn panel_rows<S: Simd, F: BlockFormat>(
+    s: S,
+    unit: &Unit<'_>,
+    panel: &mut Panel<S>,
+    rows: Range<usize>,
+    tokens: Range<usize>,
+) {
+    let blocks_per_panel = PANEL_COLS / F::BLOCK_LEN;
+    let num_blocks = unit.weight.cols() / F::BLOCK_LEN;
+    let mut acc = [s.splat_f32(0.0); TOKENS];
+    let mut block = 0;
+    while block < num_blocks {
+        let count = blocks_per_panel.min(num_blocks - block);
+        unpack::<S, F>(s, unit, panel, rows.clone(), block..block + count);
+        let col = unit.input_col + block * F::BLOCK_LEN;
+        tiles::<S, F>(s, unit, panel, (col, count), tokens.clone(), &mut acc);
+        block += count;
+    }
+    for (token, acc) in tokens.zip(acc) {
+        s.store(acc, unit.output(token, rows.clone()));
+    }
+}
+
+/// Unpacks `blocks` of `rows` as the panel.
+#[inline(always)]
+fn unpack<S: Simd, F: BlockFormat>(
+    s: S,
+    unit: &Unit<'_>,
+    panel: &mut Panel<S>,
+    rows: Range<usize>,
+    blocks: Range<usize>,
+) {
+    let bytes = unit.weight.bytes();
+    let stride = unit.weight.cols() / F::BLOCK_LEN * F::BLOCK_BYTES;
+    let first = rows.start * stride + blocks.start * F::BLOCK_BYTES;
+    let len = blocks.len() * F::BLOCK_BYTES;
+    if rows.len() == S::LANES {
+        prefetch::<S>(bytes, first, stride, len);
+        for slot in 0..blocks.len() {
+            let offset = first + slot * F::BLOCK_BYTES;
+            let rows = BlockRows::new(s, bytes, offset, stride, F::BLOCK_BYTES);
+            F::unpack(s, &rows, panel, slot);
+        }
+        return;
+    }
+    // Too few rows for a whole panel: the missing ones are zeros whose sums nobody stores.
+    let mut copy = [0u8; LANES_MAX * PANEL_BYTES_MAX];
+    for (index, row) in copy.chunks_exact_mut(len).take(rows.len()).enumerate() {
+        row.copy_from_slice(&bytes[first + index * stride..][..len]);
+    }
+    for slot in 0..blocks.len() {
+        let rows = BlockRows::new(s, &copy, slot * F::BLOCK_BYTES, len, F::BLOCK_BYTES);
+        F::unpack(s, &rows, panel, slot);
+    }
+}
+
+/// Requests the bytes a few panels ahead. Past the end of the rows come the next panel's rows.
+#[inline(always)]
+fn prefetch<S: Simd>(bytes: &[u8], first: usize, stride: usize, len: usize) {
+    let mut ahead = PREFETCH_PANELS * len;
+    if first % stride + ahead >= stride {
+        ahead += (S::LANES - 1) * stride;
+    }
+    for lane in 0..S::LANES {
+        for line in 0..len.div_ceil(64) {
+            arch::prefetch(bytes.as_ptr().wrapping_add(first + ahead + lane * stride + 64 * line));
+        }
+    }
+}
+
+/// Multiplies the panel with all `tokens`, as many at a time as registers allow.
+#[inline(always)]
+fn tiles<S: Simd, F: BlockFormat>(
+    s: S,
+    unit: &Unit<'_>,
+    panel: &Panel<S>,
+    (col, blocks): (usize, usize),
+    tokens: Range<usize>,
+    acc: &mut [S::F; TOKENS],
+) {
+    let input = |token: usize| unit.input.quantised(F::BLOCK_LEN, unit.tokens.at(token), col);
+    let mut done = 0;
+    while done < tokens.len() {
+        let (left, token) = (tokens.len() - done, tokens.start + done);
+        done += if S::TILE >= 8 && left >= 8 {
+            tile::<S, F, 8>(s, panel, blocks, |i| input(token + i), &mut acc[done..]);
+            8
+        } else if S::TILE >= 4 && left >= 4 {
+            tile::<S, F, 4>(s, panel, blocks, |i| input(token + i), &mut acc[done..]);
+            4
+        } else if S::TILE >= 2 && left >= 2 {
+            tile::<S, F, 2>(s, panel, blocks, |i| input(token + i), &mut acc[done..]);
+            2
+        } else {
+            tile::<S, F, 1>(s, panel, blocks, |i| input(token + i), &mut acc[done..]);
+            1
+        };
+    }
+}
+
+/// Multiplies the panel with `T` tokens.
+#[inline(always)]
+fn tile<'a, S: Simd, F: BlockFormat, const T: usize>(
+    s: S,
+    panel: &Panel<S>,
+    blocks: usize,
+    input: impl Fn(usize) -> QuantisedRow<'a>,
+    acc: &mut [S::F],
+) {
+    let rows: [QuantisedRow<'a>; T] = std::array::from_fn(input);
+    let words: [&[u32; PANEL_WORDS]; T] = std::array::from_fn(|t| {
+        rows[t].words.first_chunk().expect("rows are padded by a whole panel")
+    });
+    let acc: &mut [S::F; T] = acc.first_chunk_mut().expect("one sum per token");
+    if F::BLOCK_LEN == 32 {
+        short_blocks::<S, F, T>(s, panel, blocks, &rows, &words, acc);
+    } else {
+        long_block::<S, F, T>(s, panel, &rows, &words, acc);
+    }
+}
+
+/// Blocks of one sub-block: `M` is the same for all rows, so symmetric formats start from `-M`.
+#[inline(always)]
+fn short_blocks<S: Simd, F: BlockFormat, const T: usize>(
+    s: S,
+    panel: &Panel<S>,
+    blocks: usize,
+    rows: &[QuantisedRow<'_>; T],
+    words: &[&[u32; PANEL_WORDS]; T],
+    acc: &mut [S::F; T],
+) {
+    let bias = if F::FORM.full_range { S::FULL_BIAS } else { 0 };
+    let offset = if F::FORM.symmetric { bias - F::FORM.offset } else { bias };
+    let scales: [&[f32; PANEL_BLOCKS]; T] =
+        std::array::from_fn(|t| rows[t].scales.first_chunk().expect("a panel of scales"));
+    let sums: [&[u32; PANEL_BLOCKS]; T] =
+        std::array::from_fn(|t| rows[t].sums.first_chunk().expect("a panel of sums"));
+    for block in 0..blocks.min(PANEL_BLOCKS) {
+        let mut sum: [S::U; T] = std::array::from_fn(|t| {
+            s.splat(if offset == 0 { 0 } else { sums[t][block].wrapping_mul(offset as u32) })
+        });
+        for word in 8 * block..8 * block + 8 {
+            let q = panel.q[word];
+            for t in 0..T {
+                sum[t] = dot::<S, F>(s, sum[t], q, s.splat(words[t][word]));
+            }
+        }
+        for t in 0..T {
+            let dx = s.splat_f32(scales[t][block]);
+            acc[t] = s.fma(s.mul(panel.d[block], dx), s.from_i32(sum[t]), acc[t]);
+            if !F::FORM.symmetric {
+                let m = (sums[t][block] as i32 * F::FORM.offset) as f32;
+                acc[t] = s.fnma(s.mul(panel.e[block], dx), s.splat_f32(m), acc[t]);
+            }
+        }
+    }
+}
+
+/// One block of several sub-blocks with integer scales of their own.
+#[inline(always)]
+fn long_block<S: Simd, F: BlockFormat, const T: usize>(
+    s: S,
+    panel: &Panel<S>,
+    rows: &[QuantisedRow<'_>; T],
+    words: &[&[u32; PANEL_WORDS]; T],
+    acc: &mut [S::F; T],
+) {
+    let sub_words = F::FORM.sub_len / 4;
+    let num_subs = PANEL_COLS / F::FORM.sub_len;
+    let sums: [&[u32; LONG_SUM_WORDS]; T] =
+        std::array::from_fn(|t| rows[t].sums.first_chunk().expect("a block of sums"));
+    let first_sum = if F::FORM.sub_len == 32 { 0 } else { LONG_SUM_WORDS - 8 };
+    let mut m = [s.splat(0); T];
+    for pair in 0..num_subs / 2 {
+        for t in 0..T {
+            m[t] = s.dot_pairs(m[t], panel.m[pair], s.splat(sums[t][first_sum + pair]));
+        }
+    }
+    // Symmetric formats store `-m`, so that `S - M` is one sum.
+    let mut total = if F::FORM.symmetric { m } else { [s.splat(0); T] };
+    for sub in 0..num_subs {
+        let mut sum = [s.splat(0); T];
+        for word in sub * sub_words..(sub + 1) * sub_words {
+            let q = panel.q[word];
+            for t in 0..T {
+                sum[t] = dot::<S, F>(s, sum[t], q, s.splat(words[t][word]));
+            }
+        }
+        for t in 0..T {
+            total[t] = s.mul_add(total[t], sum[t], panel.sc[sub]);
+        }
+    }
+    for t in 0..T {
+        let dx = s.splat_f32(rows[t].scales[0]);
+        acc[t] = s.fma(s.mul(panel.d[0], dx), s.from_i32(total[t]), acc[t]);
+        if !F::FORM.symmetric {
+            acc[t] = s.fnma(s.mul(panel.e[0], dx), s.from_i32(m[t]), acc[t]);
+        }
+    }
+}
+
+/// The dot product of four columns that the format's range of `q` asks for.
+#[inline(always)]
+fn dot<S: Simd, F: BlockFormat>(s: S, acc: S::U, q: S::U, x: S::U) -> S::U {
+    if F::FORM.full_range { s.dot_full(acc, q, x) } else { s.dot(acc, q, x) }
+}

@@ -1,0 +1,89 @@
+//! Formats against bytes made by an independent implementation (`xtask/oracle/formats.py`).
+
+use moeba_kernels::dtype::{DType, FORMATS};
+
+use crate::oracle::Random;
+
+fn f32s(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+}
+
+fn check(dtype: DType, golden: &[u8]) {
+    let len = |at: usize| u32::from_le_bytes(*golden[at..].first_chunk().unwrap()) as usize;
+    let (decode_bytes, encode_values) = (len(0), len(4));
+    let format = dtype.format();
+    let decode_values = decode_bytes / format.block_bytes * format.block_len;
+    let (blocks, rest) = golden[8..].split_at(decode_bytes);
+    let (decoded, rest) = rest.split_at(4 * decode_values);
+    let (values, encoded) = rest.split_at(4 * encode_values);
+
+    let mut ours = vec![0.0; decode_values];
+    dtype.decode_row(blocks, &mut ours);
+    for (k, (ours, theirs)) in ours.iter().zip(f32s(decoded)).enumerate() {
+        assert_eq!(ours.to_bits(), theirs.to_bits(), "{dtype} weight {k}: {ours} {theirs}");
+    }
+    if encode_values > 0 {
+        let mut ours = vec![0; encoded.len()];
+        dtype.encode_row(&f32s(values), &mut ours);
+        assert_eq!(ours, encoded, "{dtype} encoding");
+    }
+}
+
+#[test]
+fn decoding_and_encoding_equal_the_independent_implementation() {
+    check(DType::BF16, include_bytes!("../data/formats/BF16.bin"));
+    check(DType::Q8_0, include_bytes!("../data/formats/Q8_0.bin"));
+    check(DType::Q4_0, include_bytes!("../data/formats/Q4_0.bin"));
+    check(DType::Q4_1, include_bytes!("../data/formats/Q4_1.bin"));
+    check(DType::Q4K, include_bytes!("../data/formats/Q4_K.bin"));
+    check(DType::Q5K, include_bytes!("../data/formats/Q5_K.bin"));
+    check(DType::Q6K, include_bytes!("../data/formats/Q6_K.bin"));
+}
+
+/// Root of the mean squared error over the root of the mean square.
+fn relative_error(dtype: DType, values: &[f32]) -> f64 {
+    let mut bytes = vec![0; dtype.row_bytes(values.len()).unwrap()];
+    let mut back = vec![0.0; values.len()];
+    dtype.encode_row(values, &mut bytes);
+    dtype.decode_row(&bytes, &mut back);
+    let square = |v: f32| f64::from(v) * f64::from(v);
+    let miss: f64 = values.iter().zip(&back).map(|(a, b)| square(a - b)).sum();
+    (miss / values.iter().map(|&v| square(v)).sum::<f64>()).sqrt()
+}
+
+#[test]
+fn encoders_lose_little() {
+    let mut random = Random::new(7);
+    let values: Vec<f32> = (0..64 * 256).map(|_| random.normal() * 0.02).collect();
+    for (dtype, bound) in [
+        (DType::F32, 0.0),
+        (DType::F16, 3e-4),
+        (DType::BF16, 2e-3),
+        (DType::Q8_0, 6e-3),
+        (DType::Q4_0, 0.10),
+        (DType::Q4_1, 0.09),
+        (DType::Q4K, 0.075),
+        (DType::Q5K, 0.04),
+        (DType::Q6K, 0.02),
+    ] {
+        let error = relative_error(dtype, &values);
+        println!("{dtype} {error:.5}");
+        assert!(error <= bound, "{dtype}: relative error {error}");
+    }
+}
+
+#[test]
+fn encoders_survive_every_kind_of_block() {
+    let big = [f32::MAX, f32::MIN, 1e30, -1e-30, f32::NAN, f32::INFINITY, 0.0, -0.0];
+    for format in &FORMATS {
+        for fill in big {
+            for other in big {
+                let mut values = vec![fill; 256];
+                values[17] = other;
+                let mut bytes = vec![0; format.dtype.row_bytes(256).unwrap()];
+                format.dtype.encode_row(&values, &mut bytes);
+                format.dtype.decode_row(&bytes, &mut values);
+            }
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! Every product, on every instruction set this machine has, against the oracle: bit for bit.
+
+use moeba_kernels::activations::{ActKinds, Activations};
+use moeba_kernels::dtype::{DType, FORMATS};
+use moeba_kernels::isa::Isa;
+use moeba_kernels::matmul::{Job, Rows, matmul_with};
+use moeba_kernels::pool::{Pinning, Pool};
+use moeba_kernels::tensor::Matrix;
+
+use crate::oracle::{self, Random};
+
+fn all_kinds() -> ActKinds {
+    ActKinds::I8X32 | ActKinds::I8X256
+}
+
+/// Bytes of `rows` rows, random in every bit except that floats stay moderate.
+fn random_weights(random: &mut Random, dtype: DType, rows: usize, cols: usize) -> Vec<u8> {
+    let format = dtype.format();
+    let mut bytes: Vec<u8> =
+        (0..rows * dtype.row_bytes(cols).unwrap()).map(|_| random.bits() as u8).collect();
+    if format.block_len == 1 {
+        let values: Vec<f32> = (0..rows * cols).map(|_| random.normal()).collect();
+        dtype.encode_row(&values, &mut bytes);
+        return bytes;
+    }
+    let halves: &[usize] = match dtype {
+        DType::Q4_1 | DType::Q4K | DType::Q5K => &[0, 2],
+        DType::Q6K => &[208],
+        _ => &[0],
+    };
+    for block in bytes.chunks_exact_mut(format.block_bytes) {
+        for &at in halves {
+            // Exponents up to 2^-1, any sign, subnormals too.
+            block[at + 1] &= 0xbb;
+        }
+    }
+    bytes
+}
+
+/// Multiplies on every available instruction set and compares each output with the oracle.
+fn check(dtype: DType, weights: &[u8], rows: usize, x: &[f32], tokens: &Rows<'_>) {
+    let cols = if rows == 0 { 512 } else { x.len() / input_rows(x, weights, dtype, rows) };
+    let input_rows = x.len() / cols;
+    let pool = Pool::new(2, Pinning::None);
+    let mut input = Activations::with_capacity(input_rows, cols);
+    input.set(&pool, x, input_rows, cols, all_kinds());
+    let row_bytes = dtype.row_bytes(cols).unwrap();
+    let picked: Vec<usize> = match tokens {
+        Rows::Range(range) => range.clone().collect(),
+        Rows::Gather(rows) => rows.iter().map(|&row| row as usize).collect(),
+    };
+    let mut expected = Vec::new();
+    for &token in &picked {
+        for row in 0..rows {
+            let x = &x[token * cols..][..cols];
+            expected.push(oracle::product(dtype, &weights[row * row_bytes..][..row_bytes], x));
+        }
+    }
+    for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+        let mut output = vec![f32::NAN; expected.len()];
+        let weight = Matrix::new(dtype, rows, cols, weights);
+        let (rows, output_ref) = (tokens.clone(), &mut output[..]);
+        let job = Job { weight, input: &input, input_col: 0, rows, output: output_ref };
+        matmul_with(isa, &pool, &mut [job]);
+        for (index, (ours, expected)) in output.iter().zip(&expected).enumerate() {
+            assert!(
+                ours.to_bits() == expected.to_bits() || ours.is_nan() && expected.is_nan(),
+                "{dtype} {isa} [{}, {cols}] token {} row {}: {ours} instead of {expected}",
+                weight.rows(),
+                index / weight.rows(),
+                index % weight.rows(),
+            );
+        }
+    }
+}
+
+/// Input rows that fit the weights' width.
+fn input_rows(x: &[f32], weights: &[u8], dtype: DType, rows: usize) -> usize {
+    let format = dtype.format();
+    let cols = weights.len() / rows / format.block_bytes * format.block_len;
+    x.len() / cols.max(1)
+}
+
+fn random_inputs(random: &mut Random, len: usize) -> Vec<f32> {
+    (0..len).map(|_| random.normal()).collect()
+}
+
+#[test]
+fn every_format_isa_and_shape_equals_the_oracle() {
+    let mut random = Random::new(1);
+    for format in &FORMATS {
+        let block = format.block_len.max(16);
+        for rows in [1, 2, 7, 8, 9, 15, 16, 17, 33, 50] {
+            for tokens in [1, 2, 3, 5, 9, 15] {
+                let cols = block * (1 + random.below(2048 / block));
+                let weights = random_weights(&mut random, format.dtype, rows, cols);
+                let x = random_inputs(&mut random, tokens * cols);
+                check(format.dtype, &weights, rows, &x, &Rows::Range(0..tokens));
+            }
+        }
+    }
+}
+
+#[test]
+fn float_rows_need_no_round_width() {
+    let mut random = Random::new(2);
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        for cols in [1, 2, 15, 16, 17, 31, 33, 100] {
+            let weights = random_weights(&mut random, dtype, 5, cols);
+            let x = random_inputs(&mut random, 6 * cols);
+            check(dtype, &weights, 5, &x, &Rows::Range(0..6));
+        }
+    }
+}
+
+#[test]
+fn gathered_rows_and_long_batches() {
+    let mut random = Random::new(3);
+    for format in &FORMATS {
+        let cols = 512;
+        let weights = random_weights(&mut random, format.dtype, 20, cols);
+        let x = random_inputs(&mut random, 70 * cols);
+        check(format.dtype, &weights, 20, &x, &Rows::Range(1..70));
+        check(format.dtype, &weights, 20, &x, &Rows::Gather(&[69, 0, 3, 3, 68, 1, 2]));
+        check(format.dtype, &weights, 20, &x, &Rows::Gather(&[]));
+    }
+}
+
+/// Every byte value as a weight, against inputs at both ends of their range.
+#[test]
+fn extremes_do_not_overflow() {
+    for format in &FORMATS {
+        if format.block_len == 1 {
+            continue;
+        }
+        let cols = 512;
+        let row_bytes = format.dtype.row_bytes(cols).unwrap();
+        let mut weights = Vec::new();
+        for byte in 0..=255u8 {
+            weights.extend(std::iter::repeat_n(byte, row_bytes));
+        }
+        let one = 0x3c00u16.to_le_bytes();
+        for block in weights.chunks_exact_mut(format.block_bytes) {
+            let last = format.block_bytes - 2;
+            for at in [0, last] {
+                block[at..at + 2].copy_from_slice(&one);
+            }
+        }
+        let mut x = vec![1.0; 4 * cols];
+        x[cols..2 * cols].fill(-1.0);
+        for (k, x) in x[2 * cols..].iter_mut().enumerate() {
+            *x = [1.0, -1.0, 0.5][k % 3];
+        }
+        check(format.dtype, &weights, 256, &x, &Rows::Range(0..4));
+    }
+}
+
+#[test]
+fn infinite_and_tiny_inputs() {
+    let mut random = Random::new(4);
+    for format in &FORMATS {
+        let weights = random_weights(&mut random, format.dtype, 18, 512);
+        for odd in [f32::INFINITY, f32::NAN, 1e-38, 1e-44, 0.0, f32::MAX] {
+            let mut x = vec![0.0; 512];
+            x[300] = odd;
+            check(format.dtype, &weights, 18, &x, &Rows::Range(0..1));
+        }
+    }
+}
+
+/// Several jobs of several formats, from the middle of the input, as one region.
+#[test]
+fn jobs_share_a_region() {
+    let mut random = Random::new(5);
+    let pool = Pool::new(2, Pinning::None);
+    let x = random_inputs(&mut random, 3 * 1024);
+    let mut input = Activations::with_capacity(4, 1100);
+    input.set(&pool, &x, 3, 1024, all_kinds());
+    for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+        let weights: Vec<Vec<u8>> = FORMATS
+            .iter()
+            .map(|format| random_weights(&mut random, format.dtype, 40, 256))
+            .collect();
+        let mut outputs = vec![vec![0.0; 3 * 40]; FORMATS.len()];
+        let mut jobs: Vec<Job<'_>> = Vec::new();
+        for ((format, weights), output) in FORMATS.iter().zip(&weights).zip(&mut outputs) {
+            let weight = Matrix::new(format.dtype, 40, 256, weights);
+            jobs.push(Job {
+                weight,
+                input: &input,
+                input_col: 512,
+                rows: Rows::Range(0..3),
+                output,
+            });
+        }
+        matmul_with(isa, &pool, &mut jobs);
+        for ((format, weights), output) in FORMATS.iter().zip(&weights).zip(&outputs) {
+            let row_bytes = format.dtype.row_bytes(256).unwrap();
+            for (index, ours) in output.iter().enumerate() {
+                let row = &weights[index % 40 * row_bytes..][..row_bytes];
+                let x = &x[index / 40 * 1024 + 512..][..256];
+                let expected = oracle::product(format.dtype, row, x);
+                assert_eq!(ours.to_bits(), expected.to_bits(), "{} {isa} {index}", format.name);
+            }
+        }
+    }
+}
