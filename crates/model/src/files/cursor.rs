@@ -110,8 +110,9 @@ impl<'a> Cursor<'a> {
             return Err(self
                 .fault()
                 .expected(format_args!(
-                    "no more {what} than the {} bytes left could hold",
-                    self.remaining()
+                    "no more {what} than the {} bytes left could hold ({} bytes in all)",
+                    self.remaining(),
+                    self.bytes.len()
                 ))
                 .found(format_args!("a count of {count}"))
                 .damaged());

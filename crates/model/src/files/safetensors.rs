@@ -126,12 +126,11 @@ fn header_bytes<'a>(part: &'a Part, limits: &Limits) -> Result<(&'a [u8], u64), 
             .limit());
     }
     let header = cursor.take(len, "header")?;
-    let fault = Fault::new(&part.path).at(8);
-    if std::str::from_utf8(header).is_err() {
-        return Err(fault.expected("a header in UTF-8").found("other bytes").damaged());
-    }
     if header.first() != Some(&b'{') {
-        return Err(fault.expected("a header that begins with `{`").damaged());
+        return Err(Fault::new(&part.path)
+            .at(8)
+            .expected("a header that begins with `{`")
+            .damaged());
     }
     Ok((header, cursor.position()))
 }

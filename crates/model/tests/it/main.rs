@@ -1,3 +1,5 @@
 //! Integration tests of the model crate: one binary, one module per subject.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
 mod files;

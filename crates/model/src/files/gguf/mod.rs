@@ -284,6 +284,9 @@ fn alignment(file: &Path, metadata: &Object, limits: &Limits) -> Result<u64, Loa
 }
 
 /// Checks that the tensors tile the data section, and makes their offsets absolute.
+///
+/// The tensors are compared with each other before any is compared with the file's size: where
+/// reserved bytes do not match a shape, that is the cause, and a short file only its effect.
 fn check_layout(
     cursor: &Cursor<'_>,
     part: &Part,
@@ -291,45 +294,41 @@ fn check_layout(
     descriptions: Vec<Description>,
     alignment: u64,
 ) -> Result<Vec<TensorHeader>, LoadError> {
-    let file_bytes = part.bytes.len() as u64;
-    let data = checked::round_up(cursor.position(), alignment).unwrap_or(u64::MAX);
-    let mut tensors = Vec::with_capacity(descriptions.len());
-    let mut expected = 0; // offset within the data section
-    let mut end = cursor.position(); // of the last tensor, absolute
-    for Description { mut header, at } in descriptions {
-        let fault = Fault::new(&part.path).tensor(&header.name).at(at);
-        if header.offset != expected {
+    let mut expected = Some(0); // offset within the data section
+    for Description { header, at } in &descriptions {
+        let fault = Fault::new(&part.path).tensor(&header.name).at(*at);
+        if Some(header.offset) != expected {
             return Err(misplaced(fault, header.offset, expected, alignment));
         }
-        let start = checked::add(data, header.offset);
-        let tensor_end = start.and_then(|start| checked::add(start, header.bytes));
-        let (Some(start), Some(tensor_end)) = (start, tensor_end) else {
-            return Err(fault
-                .expected("an end within 64 bits")
-                .found(format_args!("{} bytes from {}", header.bytes, header.offset))
-                .damaged());
-        };
-        if tensor_end > file_bytes {
-            return Err(fault
-                .expected(format_args!("a file of at least {tensor_end} bytes"))
+        expected = checked::add(header.offset, header.bytes)
+            .and_then(|end| checked::round_up(end, alignment));
+    }
+    let file_bytes = part.bytes.len() as u64;
+    let data = checked::round_up(cursor.position(), alignment);
+    let mut end = Some(cursor.position()); // of the last tensor, in the file
+    let mut tensors = Vec::with_capacity(descriptions.len());
+    for Description { mut header, at } in descriptions {
+        let start = data.and_then(|data| checked::add(data, header.offset));
+        end = start.and_then(|start| checked::add(start, header.bytes));
+        let (Some(start), Some(end)) = (start, end.filter(|&end| end <= file_bytes)) else {
+            let end = end.map_or("2^64".to_owned(), |end| end.to_string());
+            return Err(Fault::new(&part.path)
+                .tensor(&header.name)
+                .at(at)
+                .expected(format_args!("a file of at least {end} bytes"))
                 .found(format_args!("{file_bytes} bytes"))
                 .hint("the file is cut short; obtain it again")
                 .damaged());
-        }
-        header.part = index;
-        expected = checked::add(header.offset, header.bytes)
-            .and_then(|sum| checked::round_up(sum, alignment))
-            .unwrap_or(u64::MAX);
-        header.offset = start;
-        end = tensor_end;
+        };
+        (header.offset, header.part) = (start, index);
         tensors.push(header);
     }
     // Writers pad the last tensor too, or do not; anything beyond that padding is foreign.
-    let padded = checked::round_up(end, alignment).unwrap_or(u64::MAX);
+    let padded = end.and_then(|end| checked::round_up(end, alignment)).unwrap_or(u64::MAX);
     if file_bytes > padded {
         return Err(Fault::new(&part.path)
             .at(padded)
-            .expected(format_args!("a file of {end} to {padded} bytes"))
+            .expected(format_args!("a file of at most {padded} bytes"))
             .found(format_args!("{file_bytes} bytes"))
             .hint("something was appended, or the tensor count is wrong")
             .damaged());
@@ -338,7 +337,10 @@ fn check_layout(
 }
 
 /// The error for a tensor that does not begin where the one before it ended.
-fn misplaced(fault: Fault, offset: u64, expected: u64, alignment: u64) -> LoadError {
+fn misplaced(fault: Fault, offset: u64, expected: Option<u64>, alignment: u64) -> LoadError {
+    let Some(expected) = expected else {
+        return fault.expected("tensors that end within 64 bits").damaged();
+    };
     let what = if !offset.is_multiple_of(alignment) {
         "unaligned"
     } else if offset > expected {
