@@ -1,0 +1,176 @@
+//! Flags of the commands that compute with a model.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::ModelArgs;
+
+/// Flags of `moeba run`.
+#[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag a user types")]
+pub(crate) struct RunArgs {
+    /// What to ask; `-` reads stdin. Without it: stdin if piped, else a chat
+    #[arg(value_name = "PROMPT")]
+    pub(crate) prompt: Option<String>,
+    /// Read the prompt from a file
+    #[arg(long, short, value_name = "FILE", conflicts_with = "prompt")]
+    pub(crate) file: Option<PathBuf>,
+    /// Which model.
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Standing instructions for the model
+    #[arg(long, short, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    /// Give the prompt to the model as it is, without its chat template
+    #[arg(long)]
+    pub(crate) no_template: bool,
+    /// Print one JSON object with text, token counts and timings
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Pass terminal control characters in the answer through
+    #[arg(long)]
+    pub(crate) raw: bool,
+    /// No figures on stderr at the end
+    #[arg(long)]
+    pub(crate) no_stats: bool,
+    /// How to choose tokens.
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+}
+
+/// How the next token is chosen. What is not given comes from the model's own advice.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Sampling")]
+pub(crate) struct SamplingArgs {
+    /// Spread of choice: 0 always takes the likeliest token [default: the model's advice, or 0.7]
+    #[arg(long, value_name = "X", value_parser = non_negative)]
+    pub(crate) temperature: Option<f32>,
+    /// Keep only the K likeliest tokens; 0 keeps all
+    #[arg(long, value_name = "K")]
+    pub(crate) top_k: Option<u32>,
+    /// Keep the likeliest tokens that make up this share of probability
+    #[arg(long, value_name = "P", value_parser = share)]
+    pub(crate) top_p: Option<f32>,
+    /// Drop tokens less likely than this share of the likeliest
+    #[arg(long, value_name = "P", value_parser = share)]
+    pub(crate) min_p: Option<f32>,
+    /// Divide the logits of tokens already seen by this; 1 is off
+    #[arg(long, value_name = "X", value_parser = positive)]
+    pub(crate) repeat_penalty: Option<f32>,
+    /// Subtract from the logits of tokens already in the answer
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub(crate) presence_penalty: Option<f32>,
+    /// Subtract, once per use, from the logits of tokens already in the answer
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub(crate) frequency_penalty: Option<f32>,
+    /// Same seed, same answer [default: drawn, and shown with the figures]
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// Longest answer, in tokens [default: 1024, or what the context leaves]
+    #[arg(long, short = 'n', value_name = "N")]
+    pub(crate) max_tokens: Option<NonZeroUsize>,
+    /// Stop when the answer contains this; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
+}
+
+/// Flags of `moeba bench`.
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// A GGUF file, a model directory, or a name from `moeba list` [default: the default model]
+    #[arg(long, short, env = "MOEBA_MODEL", value_name = "MODEL")]
+    pub(crate) model: Option<String>,
+    /// Prompt lengths to measure, in tokens; 0 for none
+    #[arg(long, short, value_delimiter = ',', default_value = "512", value_name = "TOKENS")]
+    pub(crate) prompt: Vec<usize>,
+    /// Answer lengths to measure, in tokens; 0 for none
+    #[arg(long, short = 'n', value_delimiter = ',', default_value = "64", value_name = "TOKENS")]
+    pub(crate) generate: Vec<usize>,
+    /// Tokens of context already there when decoding starts
+    #[arg(long, short, default_value_t = 0, value_name = "TOKENS")]
+    pub(crate) depth: usize,
+    /// Runs of each test, after one that is not counted
+    #[arg(long, short, default_value = "5", value_name = "N")]
+    pub(crate) runs: NonZeroUsize,
+    /// How keys and values are kept
+    #[arg(long, default_value = "f16", value_name = "TYPE")]
+    pub(crate) kv_type: super::KvType,
+    /// Skip measuring the machine's own limits
+    #[arg(long)]
+    pub(crate) no_machine: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Flags of `moeba logits`.
+#[derive(Debug, Args)]
+pub(crate) struct LogitsArgs {
+    /// A GGUF file, a model directory, or a name from `moeba list`
+    #[arg(long, short, value_name = "MODEL")]
+    pub(crate) model: String,
+    /// Token ids: `1,2,3`, or `@FILE` with ids between commas or white space
+    #[arg(long, value_name = "IDS")]
+    pub(crate) tokens: String,
+    /// The safetensors file to write: tensor `logits`, f32, [tokens, vocabulary]
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    /// How keys and values are kept
+    #[arg(long, default_value = "f32", value_name = "TYPE")]
+    pub(crate) kv_type: super::KvType,
+    /// Print what was written as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Flags of `moeba tokenize`.
+#[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag a user types")]
+pub(crate) struct TokenizeArgs {
+    /// The text; without it, stdin
+    #[arg(value_name = "TEXT")]
+    pub(crate) text: Option<String>,
+    /// A GGUF file, a model directory, or a name from `moeba list` [default: the default model]
+    #[arg(long, short, env = "MOEBA_MODEL", value_name = "MODEL")]
+    pub(crate) model: Option<String>,
+    /// Read the text from a file
+    #[arg(long, short, value_name = "FILE", conflicts_with = "text")]
+    pub(crate) file: Option<PathBuf>,
+    /// Treat `<|im_end|>` and the like as ordinary text
+    #[arg(long)]
+    pub(crate) plain: bool,
+    /// Put the text into the model's chat template, as a user's message, first
+    #[arg(long, conflicts_with = "decode")]
+    pub(crate) chat: bool,
+    /// The other way: TEXT is ids, print their text
+    #[arg(long)]
+    pub(crate) decode: bool,
+    /// Print JSON: ids and the text of each
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Parses a number that is finite and not negative.
+fn non_negative(text: &str) -> Result<f32, String> {
+    number(text, |x| x >= 0.0, "a number of at least 0")
+}
+
+/// Parses a number that is finite and above zero.
+fn positive(text: &str) -> Result<f32, String> {
+    number(text, |x| x > 0.0, "a number above 0")
+}
+
+/// Parses a share: 0 to 1.
+fn share(text: &str) -> Result<f32, String> {
+    number(text, |x| (0.0..=1.0).contains(&x), "a number from 0 to 1")
+}
+
+/// Parses a finite number that `fits`, or says what was `wanted`.
+fn number(text: &str, fits: impl Fn(f32) -> bool, wanted: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(x) if x.is_finite() && fits(x) => Ok(x),
+        _ => Err(format!("expected {wanted}")),
+    }
+}

