@@ -1,7 +1,7 @@
 //! The `moeba` command: obtain, look at, run and measure Mixture-of-Experts models on a CPU.
 //!
-//! Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 could not be done, 2 asked
-//! for wrongly. This crate alone reads the environment and speaks to people; the others return.
+//! Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 could not be done, 2
+//! asked for wrongly. This crate alone reads the environment and speaks to people.
 
 #![forbid(unsafe_code)]
 

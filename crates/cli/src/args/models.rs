@@ -63,10 +63,10 @@ pub(crate) struct UpcycleArgs {
     /// The GGUF to write
     pub(crate) output: PathBuf,
     /// Experts per layer, each a copy of the layer's feed-forward network
-    #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    #[arg(long, default_value_t = 8, value_name = "N", value_parser = up_to_1024())]
     pub(crate) experts: u32,
     /// Experts each token goes to
-    #[arg(long, default_value_t = 2, value_name = "K", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    #[arg(long, default_value_t = 2, value_name = "K", value_parser = up_to_1024())]
     pub(crate) top_k: u32,
     /// Seed of the routers
     #[arg(long, default_value_t = 1, value_name = "SEED")]
@@ -80,4 +80,9 @@ pub(crate) struct UpcycleArgs {
     /// Print what was made as JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Parses a count of experts.
+fn up_to_1024() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=1024)
 }

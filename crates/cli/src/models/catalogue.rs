@@ -1,8 +1,8 @@
 //! The catalogue: which models have a name, what they are, and where they come from.
 //!
-//! A TOML file is part of the program (`models.toml` says what may stand in one); the user's own adds
-//! to it. Everything a file says is checked here, so the rest of the program can trust names to be
-//! harmless as folder names, hashes to be hashes, and every model to have a way to get it.
+//! A TOML file is part of the program (`models.toml` says what may stand in one); the user's own
+//! adds to it. Everything a file says is checked here, so the rest of the program can trust names
+//! to be harmless as folder names, hashes to be hashes, and models to have a way to get them.
 
 use std::path::Path;
 
@@ -205,7 +205,7 @@ impl Entry {
     fn check(&self) -> Result<()> {
         ensure!(
             is_plain_name(&self.name) && self.name.to_ascii_lowercase() == self.name,
-            "a name is 1 to 64 lower case letters, digits, `.`, `_` and `-`, and starts with a letter or digit"
+            "a name is lower case letters, digits, `.`, `_` and `-`, the first a letter or digit"
         );
         ensure!(self.active_params <= self.total_params, "more active parameters than parameters");
         match (&self.upcycle, self.sources.is_empty()) {
@@ -337,8 +337,8 @@ mod tests {
 
     fn model(name: &str, rest: &str) -> String {
         format!(
-            "[[model]]\nname = {name:?}\ndescription = \"d\"\nfamily = \"llama\"\ntotal_params = 1\n\
-             active_params = 1\nfile_bytes = 1\nlicence = \"MIT\"\n{rest}\n"
+            "[[model]]\nname = {name:?}\ndescription = \"d\"\nfamily = \"llama\"\n\
+             total_params = 1\nactive_params = 1\nfile_bytes = 1\nlicence = \"MIT\"\n{rest}\n"
         )
     }
 

@@ -1,9 +1,9 @@
 //! One file from one address: resumed where it stopped, hashed as it comes, renamed when right.
 //!
-//! What has come so far lies in a hidden `.part` file whose name contains the expected hash, so a part
-//! is never continued with another file's bytes. A server's claims are checked: the range it sends is
-//! the range asked for, the size agrees with the expected one, the body is as long as announced.
-//! Nothing gets its final name before its hash is right.
+//! What has come so far lies in a hidden `.part` file whose name contains the expected hash, so a
+//! part is never continued with another file's bytes. A server's claims are checked: the range it
+//! sends is the range asked for, the size agrees with the expected one, the body is as long as
+//! announced. Nothing gets its final name before its hash is right.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};

@@ -1,8 +1,8 @@
 //! Models on this machine: where they lie, which are whole, and what `-m` means.
 //!
-//! A model has a folder named after it. A record, `moeba.json`, is written into it last, so a folder
-//! without one, or whose record disagrees with the files, holds no model, only what is left of an
-//! attempt. Everything a record names has been verified before it got its final name.
+//! A model has a folder named after it. A record, `moeba.json`, is written into it last, so a
+//! folder without one, or whose record disagrees with the files, holds no model, only what is left
+//! of an attempt. Everything a record names was verified before it got its final name.
 
 use std::fs::{self, File};
 use std::io;

@@ -1,5 +1,7 @@
 //! The `moeba` command as its users meet it: child processes, their words, files and exit codes.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod help;
 mod list;
 mod pull;

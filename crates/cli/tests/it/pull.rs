@@ -1,4 +1,5 @@
-//! Fetching over a bad network: what is whole gets its name, everything else does not (rows M1, M2, M4).
+//! Fetching over a bad network: what is whole gets its name, everything else does not
+//! (rows M1, M2, M4 of the reliability catalogue).
 
 use std::fs;
 use std::io::Write;
