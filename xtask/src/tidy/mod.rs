@@ -51,6 +51,7 @@ pub(crate) fn run() -> Result<()> {
     let documents = documents::check(&root, &mut findings)?;
     if !findings.is_empty() {
         findings.sort();
+        findings.dedup();
         bail!("tidy found {} problems:\n{}", findings.len(), findings.join("\n"));
     }
     let lines: usize = sources.iter().filter(|s| !s.is_test()).map(shape::code_lines).sum();
