@@ -176,13 +176,13 @@ impl Activations {
         };
         let isa = isa::current();
         if rows == 1 {
-            arch::with_isa(isa, &fill, 0..1);
+            arch::fill(isa, &fill, 0..1);
             return;
         }
         let per_worker = rows.div_ceil(pool.threads());
         pool.run(&|worker| {
             let first = (worker * per_worker).min(rows);
-            arch::with_isa(isa, &fill, first..(first + per_worker).min(rows));
+            arch::fill(isa, &fill, first..(first + per_worker).min(rows));
         });
     }
 

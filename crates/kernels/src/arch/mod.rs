@@ -3,6 +3,13 @@
 //! Everything above is generic over [`crate::simd::Simd`] and forced inline; the functions below
 //! are where those generics meet a `target_feature`.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+
 use std::ops::Range;
 
 use crate::activations::Fill;
@@ -31,17 +38,38 @@ impl Kernels {
 
 /// Whether this machine can run `isa`.
 pub(crate) fn is_available(isa: Isa) -> bool {
-    isa == Isa::Scalar
+    #[cfg(target_arch = "x86_64")]
+    return x86_64::is_available(isa);
+    #[cfg(not(target_arch = "x86_64"))]
+    return isa == Isa::Scalar;
 }
 
 /// The products of a quantised format.
 pub(crate) const fn block_kernels<F: BlockFormat>() -> Kernels {
-    Kernels([scalar_blocks::<F>; 3])
+    #[cfg(target_arch = "x86_64")]
+    return x86_64::block_kernels::<F>();
+    #[cfg(not(target_arch = "x86_64"))]
+    return Kernels([scalar_blocks::<F>; Isa::ALL.len()]);
 }
 
 /// The products of a float format.
 pub(crate) const fn float_kernels<F: FloatFormat>() -> Kernels {
-    Kernels([scalar_floats::<F>; 3])
+    #[cfg(target_arch = "x86_64")]
+    return x86_64::float_kernels::<F>();
+    #[cfg(not(target_arch = "x86_64"))]
+    return Kernels([scalar_floats::<F>; Isa::ALL.len()]);
+}
+
+/// Fills rows of activations with code compiled for `isa`.
+///
+/// # Panics
+/// If this machine cannot run `isa`.
+pub(crate) fn fill(isa: Isa, fill: &Fill<'_>, rows: Range<usize>) {
+    assert!(is_available(isa), "this machine cannot run {isa}");
+    #[cfg(target_arch = "x86_64")]
+    x86_64::fill(isa, fill, rows);
+    #[cfg(not(target_arch = "x86_64"))]
+    fill.rows(rows);
 }
 
 fn scalar_blocks<F: BlockFormat>(unit: &Unit<'_>) {
@@ -50,11 +78,6 @@ fn scalar_blocks<F: BlockFormat>(unit: &Unit<'_>) {
 
 fn scalar_floats<F: FloatFormat>(unit: &Unit<'_>) {
     matmul::run_floats::<Scalar, F>(Scalar, unit);
-}
-
-/// Fills rows of activations with code compiled for `isa`.
-pub(crate) fn with_isa(_isa: Isa, fill: &Fill<'_>, rows: Range<usize>) {
-    fill.rows(rows);
 }
 
 /// Asks for the cache line at `address`, which need not be readable.
