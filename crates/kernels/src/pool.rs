@@ -27,6 +27,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
+use crate::disjoint::Disjoint;
 use crate::os::cpu;
 
 /// How workers are bound to cores.
@@ -257,24 +258,17 @@ impl Pool {
             return;
         }
         assert!(row_len > 0 && rows.len().is_multiple_of(row_len), "rows are not whole");
-        let base = RowsPtr(rows.as_mut_ptr());
         let count = rows.len() / row_len;
+        let rows = Disjoint::new(rows);
         self.for_each_chunk(count, (CLAIM / row_len).max(1), |_, range| {
-            let base = &base;
             for row in range {
-                // SAFETY: every row index is claimed once, rows do not overlap, and all lie inside
-                // the exclusively borrowed `rows`.
-                let slice =
-                    unsafe { std::slice::from_raw_parts_mut(base.0.add(row * row_len), row_len) };
+                // SAFETY: every row index is claimed once, and rows do not overlap.
+                let slice = unsafe { rows.piece(row * row_len..(row + 1) * row_len) };
                 f(row, slice);
             }
         });
     }
 }
-
-struct RowsPtr(*mut f32);
-// SAFETY: only dereferenced at disjoint rows, see `for_each_row`.
-unsafe impl Sync for RowsPtr {}
 
 impl Drop for Pool {
     fn drop(&mut self) {

@@ -1,7 +1,7 @@
 //! Attention over a paged cache: grouped heads, latent (MLA) heads, windows, sinks, in one code.
 //!
-//! **One arithmetic per query.** For a query at position p, blocks of 16 keys are visited ascending;
-//! within a block
+//! **One arithmetic per query.** For a query at position p, blocks of 16 keys are visited
+//! ascending; within a block
 //!
 //! ```text
 //! s[j] = scale * (sum over even d of q[d]·k[j][d]  +  sum over odd d)     fused, d ascending
@@ -26,10 +26,11 @@ use std::sync::{Mutex, PoisonError};
 
 pub use cache::{BLOCK_TOKENS, KvDType, KvLayout, KvRole, KvTensor, kv_store};
 
+use crate::disjoint::Disjoint;
 use crate::isa::{self, Isa};
 use crate::lanes;
 use crate::pool::Pool;
-use tile::{OutPtr, Tile, WorkerScratch};
+use tile::{Tile, WorkerScratch};
 
 /// Queries in a full tile. More would amortise widening better but fall out of the first cache.
 const TILE_ROWS: usize = 32;
@@ -216,7 +217,7 @@ pub(crate) fn attention_on(
     assert!(scratch.workers.len() >= pool.threads(), "attention: scratch for too few workers");
     let rows_per_tile = tile_rows(args, pool.threads());
     let tasks = args.spans.iter().map(|span| tasks_of(args, span, rows_per_tile)).sum();
-    let out = OutPtr::new(out);
+    let out = Disjoint::new(out);
     pool.for_each_chunk(tasks, 1, |worker, range| {
         let mut scratch = scratch.workers[worker].lock().unwrap_or_else(PoisonError::into_inner);
         for task in range {

@@ -1,3 +1,5 @@
+//! Attention against the textbook in f64, and against itself cut into every other shape.
+
 use super::*;
 use crate::pool::Pinning;
 

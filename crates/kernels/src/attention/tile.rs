@@ -1,10 +1,10 @@
 //! One tile: up to some dozens of queries of one sequence that read the same key head.
 
-use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::cache::load_tile;
 use super::{AttentionArgs, BLOCK_TOKENS, Span, Values};
+use crate::disjoint::Disjoint;
 use crate::lanes::{self, Kernel, LANES, Lanes, Narrow};
 
 /// One worker's buffers. R = queries of a full tile; dims padded to 16.
@@ -54,31 +54,6 @@ fn pad(dim: usize) -> usize {
     dim.next_multiple_of(LANES)
 }
 
-/// The output, written by several workers at disjoint places.
-pub(super) struct OutPtr<'a> {
-    start: *mut f32,
-    len: usize,
-    life: PhantomData<&'a mut [f32]>,
-}
-
-// SAFETY: each (token, head) vector belongs to exactly one task, and each task to one worker.
-unsafe impl Sync for OutPtr<'_> {}
-
-impl<'a> OutPtr<'a> {
-    pub(super) fn new(out: &'a mut [f32]) -> Self {
-        Self { start: out.as_mut_ptr(), len: out.len(), life: PhantomData }
-    }
-
-    /// # Safety
-    /// No other live slice may overlap.
-    #[expect(clippy::mut_from_ref, reason = "the caller vouches that places are disjoint")]
-    unsafe fn slice(&self, start: usize, len: usize) -> &mut [f32] {
-        assert!(start + len <= self.len, "attention: output out of bounds");
-        // SAFETY: in bounds of a live exclusive borrow; disjointness is the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
-    }
-}
-
 /// The work of one task.
 pub(super) struct Tile<'a> {
     pub(super) args: &'a AttentionArgs<'a>,
@@ -87,7 +62,7 @@ pub(super) struct Tile<'a> {
     /// Queries of the span and key head: row r is token r / group, head r % group.
     pub(super) rows: Range<usize>,
     pub(super) scratch: &'a mut WorkerScratch,
-    pub(super) out: &'a OutPtr<'a>,
+    pub(super) out: &'a Disjoint<'a, f32>,
 }
 
 impl Kernel for Tile<'_> {
@@ -325,7 +300,7 @@ impl Tile<'_> {
             let (token, head) = self.token_and_head(row);
             let start = token * args.out_strides.token + head * args.out_strides.head;
             // SAFETY: this (token, head) belongs to this task alone.
-            let out = unsafe { self.out.slice(start, dim) };
+            let out = unsafe { self.out.piece(start..start + dim) };
             let total = lanes::sum(<lanes::Scalar as Lanes>::load(&self.scratch.l[row]));
             let o = &self.scratch.o[row * pad(dim)..][..dim];
             for (out, o) in out.iter_mut().zip(o) {
@@ -343,7 +318,8 @@ fn exp_one<L: Lanes>(x: f32) -> f32 {
     out[0]
 }
 
-/// Dot products of `N` queries, `[N, dim]`, with 16 keys, `[dim][16]`: even and odd dimensions apart.
+/// Dot products of `N` queries, `[N, dim]`, with 16 keys, `[dim][16]`: even and odd dimensions
+/// apart.
 #[inline(always)]
 fn dot_products<L: Lanes, const N: usize>(q: &[f32], dim: usize, keys: &[[f32; LANES]]) -> [L; N] {
     assert!(q.len() == N * dim && keys.len() >= dim);

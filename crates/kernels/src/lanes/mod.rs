@@ -101,7 +101,8 @@ fn fold<L: Lanes>(x: L, f: impl Fn(f32, f32) -> f32) -> f32 {
     f(f(four[0], four[2]), f(four[1], four[3]))
 }
 
-/// e^x with a relative error below 1.5e-7; 0 below -87.7, constant (2.4e38) above 88.37, NaN for NaN.
+/// e^x with a relative error below 1.5e-7; 0 below -87.7, constant (2.4e38) above 88.37, NaN for
+/// NaN.
 ///
 /// x = n·ln 2 + r with |r| <= ln 2 / 2; e^r is its Taylor polynomial of degree 7, whose remainder
 /// (0.35^8 / 8! = 5e-9) is below half a unit in the last place; 2^n is exact.

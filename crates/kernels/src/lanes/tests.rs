@@ -1,3 +1,5 @@
+//! Every implementation of the lanes against the scalar one, bit for bit.
+
 use super::*;
 use crate::isa::Isa;
 

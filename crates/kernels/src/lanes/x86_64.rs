@@ -1,8 +1,8 @@
 //! [`Lanes`] as two 256-bit registers or one 512-bit register.
 //!
 //! The trait's methods cannot carry `#[target_feature]`; they are inlined into [`run_avx2`] and
-//! [`run_avx512`], which do. Calling them from elsewhere would be correct only by luck, so the types
-//! never leave those two functions.
+//! [`run_avx512`], which do. Calling them from elsewhere would be correct only by luck, so the
+//! types never leave those two functions.
 
 use std::arch::x86_64::*;
 use std::ops::{Add, Div, Mul, Sub};
