@@ -20,6 +20,7 @@ pub enum Specials {
 
 /// A token that is found by its text.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "these are the fields of tokenizer.json")]
 pub(crate) struct AddedToken {
     pub(crate) id: u32,
     pub(crate) content: String,

@@ -22,8 +22,8 @@ fn chars() -> [char; 256] {
 /// tokens were added by hand and mean themselves.
 pub(crate) fn decode(spelling: &str) -> Option<Vec<u8>> {
     static BYTES: OnceLock<HashMap<char, u8>> = OnceLock::new();
-    let bytes = BYTES
-        .get_or_init(|| chars().into_iter().enumerate().map(|(b, c)| (c, b as u8)).collect());
+    let bytes =
+        BYTES.get_or_init(|| chars().into_iter().enumerate().map(|(b, c)| (c, b as u8)).collect());
     spelling.chars().map(|c| bytes.get(&c).copied()).collect()
 }
 

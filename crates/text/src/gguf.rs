@@ -127,10 +127,31 @@ fn spelling<'a>(source: &GgufVocabulary<'a>, id: usize) -> Result<&'a str, LoadE
 
 /// Tokens that end an answer by their name, whatever the file says about them.
 const END_NAMES: &[&str] = &[
-    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>",
-    "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", "<|eot|>", "<|eom|>",
-    "<EOT>", "_<EOT>", "<｜end▁of▁sentence｜>", "<end_of_utterance>", "[EOT]", "[EOS]", "<|user|>",
-    "<|observation|>", "<turn|>", "[e~[", "</s>", "<eos>",
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<|flush|>",
+    "<|calls|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|eom_id|>",
+    "<|eot|>",
+    "<|eom|>",
+    "<EOT>",
+    "_<EOT>",
+    "<｜end▁of▁sentence｜>",
+    "<end_of_utterance>",
+    "[EOT]",
+    "[EOS]",
+    "<|user|>",
+    "<|observation|>",
+    "<turn|>",
+    "[e~[",
+    "</s>",
+    "<eos>",
 ];
 
 /// Among [`END_NAMES`], those that only end an answer when the file also marks them as control
@@ -180,7 +201,8 @@ fn find_added(
         let kind = vocabulary.kind(id as u32);
         let content = spelling(source, id)?;
         let named_end = END_NAMES.contains(&content) && kind != TokenKind::Byte;
-        let wanted = matches!(kind, TokenKind::Control | TokenKind::Unknown | TokenKind::UserDefined);
+        let wanted =
+            matches!(kind, TokenKind::Control | TokenKind::Unknown | TokenKind::UserDefined);
         if content.is_empty() || !(wanted || (named_end && source.token_types.is_empty())) {
             continue;
         }

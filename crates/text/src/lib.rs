@@ -11,6 +11,7 @@
 
 mod added;
 mod byte_level;
+mod chat;
 mod detokenizer;
 mod error;
 mod gguf;
@@ -23,6 +24,9 @@ mod vocabulary;
 mod words;
 
 pub use added::Specials;
+pub use chat::{
+    BUILT_IN_NAMES, ChatTemplate, Prompt, PromptError, RenderInput, TEMPLATE_BYTES_MAX, message,
+};
 pub use detokenizer::Detokenizer;
 pub use error::{EncodeError, LoadError, RenderError};
 pub use gguf::GgufVocabulary;

@@ -54,12 +54,8 @@ impl MergeTable {
             }
             let Some(merge) = self.get(best.left, best.right) else { continue };
             let after = symbols[right].next;
-            symbols[left] = Symbol {
-                id: merge.joined,
-                end: symbols[right].end,
-                next: after,
-                ..symbols[left]
-            };
+            symbols[left] =
+                Symbol { id: merge.joined, end: symbols[right].end, next: after, ..symbols[left] };
             symbols[right].id = DEAD;
             if after as usize != NONE {
                 symbols[after as usize].previous = left as u32;

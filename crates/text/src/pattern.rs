@@ -185,9 +185,10 @@ fn split_look_ahead(source: &str) -> (Vec<String>, Vec<bool>) {
 
 /// `(?:…)` or `(…)` around a whole pattern says nothing.
 fn unwrap_group(source: &str) -> &str {
-    let Some(inner) = source.strip_prefix("(?:").or_else(|| {
-        source.strip_prefix('(').filter(|rest| !rest.starts_with('?'))
-    }) else {
+    let Some(inner) = source
+        .strip_prefix("(?:")
+        .or_else(|| source.strip_prefix('(').filter(|rest| !rest.starts_with('?')))
+    else {
         return source;
     };
     match inner.strip_suffix(')') {
@@ -242,7 +243,9 @@ fn without_possessives(source: &str) -> String {
         }
     });
     let mut out = String::with_capacity(source.len());
-    out.extend(source.char_indices().filter(|(at, _)| drop.binary_search(at).is_err()).map(|(_, c)| c));
+    out.extend(
+        source.char_indices().filter(|(at, _)| drop.binary_search(at).is_err()).map(|(_, c)| c),
+    );
     out
 }
 

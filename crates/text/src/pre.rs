@@ -31,7 +31,8 @@ const DEFAULTS: PreTokenizer =
     PreTokenizer { names: &[], patterns: &[], ignore_merges: false, add_bos: false };
 
 /// GPT-2: English contractions, letters, numbers, the rest, each with one leading space.
-pub(crate) const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+pub(crate) const GPT2: &str =
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 /// One digit, one word.
 const DIGIT: &str = r"\p{N}";
 /// Up to three digits.
@@ -106,8 +107,21 @@ const BLOOM: &str = r" ?[^(\s|.,!?…。，、।۔،)]+";
 pub(crate) static PRE_TOKENIZERS: &[PreTokenizer] = &[
     PreTokenizer {
         names: &[
-            "gpt-2", "phi-2", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de", "gigachat",
-            "a.x-4.0", "mellum", "modern-bert", "mpt", "olmo", "jais", "trillion", "exaone4",
+            "gpt-2",
+            "phi-2",
+            "jina-es",
+            "jina-de",
+            "jina-v2-es",
+            "jina-v2-de",
+            "gigachat",
+            "a.x-4.0",
+            "mellum",
+            "modern-bert",
+            "mpt",
+            "olmo",
+            "jais",
+            "trillion",
+            "exaone4",
             "granite-docling",
         ],
         patterns: &[GPT2],
@@ -115,7 +129,13 @@ pub(crate) static PRE_TOKENIZERS: &[PreTokenizer] = &[
     },
     PreTokenizer {
         names: &[
-            "smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b",
+            "smollm",
+            "starcoder",
+            "refact",
+            "command-r",
+            "codeshell",
+            "exaone",
+            "minerva-7b",
             "mellum2",
         ],
         patterns: &[DIGIT, GPT2],
@@ -123,31 +143,42 @@ pub(crate) static PRE_TOKENIZERS: &[PreTokenizer] = &[
     },
     PreTokenizer {
         names: &[
-            "llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0",
-            "lfm2", "jina-v5-nano",
+            "llama-bpe",
+            "llama3",
+            "llama-v3",
+            "falcon3",
+            "falcon-h1",
+            "pixtral",
+            "midm-2.0",
+            "lfm2",
+            "jina-v5-nano",
         ],
         patterns: &[LLAMA3],
         ignore_merges: true,
         add_bos: true,
+    },
+    PreTokenizer {
+        names: &["dbrx", "smaug-bpe", "glm4", "chatglm-bpe"],
+        patterns: &[LLAMA3],
         ..DEFAULTS
     },
-    PreTokenizer { names: &["dbrx", "smaug-bpe", "glm4", "chatglm-bpe"], patterns: &[LLAMA3], ..DEFAULTS },
     PreTokenizer {
         names: &[
-            "qwen2", "deepseek-r1-qwen", "kormo", "f2llmv2", "stablelm2", "hunyuan", "megrez",
-            "solar-open", "grok-2",
+            "qwen2",
+            "deepseek-r1-qwen",
+            "kormo",
+            "f2llmv2",
+            "stablelm2",
+            "hunyuan",
+            "megrez",
+            "solar-open",
+            "grok-2",
         ],
         patterns: &[QWEN2],
         ..DEFAULTS
     },
     PreTokenizer { names: &["qwen35"], patterns: &[QWEN35], ..DEFAULTS },
-    PreTokenizer {
-        names: &["tekken"],
-        patterns: &[TEKKEN],
-        ignore_merges: true,
-        add_bos: true,
-        ..DEFAULTS
-    },
+    PreTokenizer { names: &["tekken"], patterns: &[TEKKEN], ignore_merges: true, add_bos: true },
     PreTokenizer {
         names: &["gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"],
         patterns: &[GPT4O],
@@ -176,7 +207,11 @@ pub(crate) static PRE_TOKENIZERS: &[PreTokenizer] = &[
         ..DEFAULTS
     },
     PreTokenizer { names: &["kimi-k2"], patterns: &[KIMI_K2], ..DEFAULTS },
-    PreTokenizer { names: &["bailingmoe", "bailingmoe2", "llada-moe"], patterns: &[BAILING], ..DEFAULTS },
+    PreTokenizer {
+        names: &["bailingmoe", "bailingmoe2", "llada-moe"],
+        patterns: &[BAILING],
+        ..DEFAULTS
+    },
     PreTokenizer { names: &["seed-coder"], patterns: &[SEED_CODER], ..DEFAULTS },
     PreTokenizer {
         names: &["falcon"],

@@ -96,11 +96,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// As [`encode`](Self::encode).
-    pub fn encode_document(
-        &self,
-        text: &str,
-        specials: Specials,
-    ) -> Result<Vec<u32>, EncodeError> {
+    pub fn encode_document(&self, text: &str, specials: Specials) -> Result<Vec<u32>, EncodeError> {
         let special = &self.parts.special;
         let mut ids: Vec<u32> = special.bos.filter(|_| special.add_bos).into_iter().collect();
         ids.extend(self.encode(text, specials)?);

@@ -94,7 +94,12 @@ impl Vocabulary {
     ) -> Result<u32, LoadError> {
         let id = self.ends.len();
         let limit = |what: &str, limit: usize, found: usize| {
-            Err(field(file, format!("token {id}"), format!("at most {limit} {what}"), found.to_string()))
+            Err(field(
+                file,
+                format!("token {id}"),
+                format!("at most {limit} {what}"),
+                found.to_string(),
+            ))
         };
         if id >= TOKENS_MAX {
             return limit("tokens", TOKENS_MAX, id + 1);

@@ -23,13 +23,25 @@ pub(crate) enum Normalizer {
     /// Puts text in front of any text that is not empty.
     Prepend(String),
     /// Puts text in front, by a rule about where the text stands and how it starts.
-    Prefix { text: String, place: PrefixPlace },
+    Prefix {
+        text: String,
+        place: PrefixPlace,
+    },
     /// Replaces every occurrence of a plain string.
-    Replace { from: String, to: String },
+    Replace {
+        from: String,
+        to: String,
+    },
     /// Replaces every match of a pattern.
-    ReplacePattern { from: Pattern, to: String },
+    ReplacePattern {
+        from: Pattern,
+        to: String,
+    },
     /// Removes white space at the ends.
-    Strip { left: bool, right: bool },
+    Strip {
+        left: bool,
+        right: bool,
+    },
 }
 
 /// Where a prefix is put, unless the text already starts with it.
@@ -61,7 +73,9 @@ impl Normalizer {
             Normalizer::Nfd => text.nfd().collect::<String>().into(),
             Normalizer::Nfkc => text.nfkc().collect::<String>().into(),
             Normalizer::Nfkd => text.nfkd().collect::<String>().into(),
-            Normalizer::Lowercase => text.chars().flat_map(char::to_lowercase).collect::<String>().into(),
+            Normalizer::Lowercase => {
+                text.chars().flat_map(char::to_lowercase).collect::<String>().into()
+            }
             Normalizer::Prepend(prefix) if !text.is_empty() => format!("{prefix}{text}").into(),
             Normalizer::Prepend(_) => text,
             Normalizer::Prefix { text: prefix, place } => {
@@ -148,11 +162,7 @@ pub(crate) enum Behavior {
 impl Splitter {
     /// A splitter whose matches and gaps are both words, as most are.
     pub(crate) fn isolated(source: &str) -> Result<Splitter, String> {
-        Ok(Splitter {
-            pattern: Pattern::new(source)?,
-            behavior: Behavior::Isolated,
-            invert: false,
-        })
+        Ok(Splitter { pattern: Pattern::new(source)?, behavior: Behavior::Isolated, invert: false })
     }
 
     /// Cuts every word in `words` (ranges of `text`) further; `spare` is scratch space.
