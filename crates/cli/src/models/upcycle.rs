@@ -13,7 +13,6 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use moeba_kernels::dtype::DType;
-use moeba_model::files::stand_in::DType as FileType;
 use moeba_model::files::{
     Container, GgufHeader, GgufTensor, GgufWriter, ModelFiles, TensorHeader, Value, open,
 };
@@ -142,7 +141,7 @@ fn plan(files: &ModelFiles, recipe: &UpcycleRecipe) -> Result<(Vec<GgufTensor>, 
         if part == "gate" {
             tensors.push(GgufTensor {
                 name: format!("blk.{layer}.ffn_gate_inp.weight"),
-                dtype: FileType::F32,
+                dtype: DType::F32,
                 shape: vec![experts, header.shape[1]],
             });
             steps.push(Step::Router { layer, hidden_size: header.shape[1] });

@@ -14,7 +14,6 @@ mod limits;
 mod metadata;
 mod paths;
 mod safetensors;
-pub mod stand_in;
 mod tensors;
 mod value;
 

@@ -8,13 +8,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use moeba_kernels::dtype::DType;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 
 use super::checked;
 use super::cursor::Cursor;
 use super::json::{self, Unique};
 use super::limits::Limits;
-use super::stand_in::DType;
 use super::tensors::{Part, StoredType, TensorHeader, supported_types};
 use crate::error::{Fault, LoadError};
 

@@ -7,9 +7,9 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use moeba_kernels::dtype::{DType, FORMATS};
 use moeba_kernels::os::memory::{Bytes, Region};
 
-use super::stand_in::{DType, FORMATS};
 use super::{WeightMemory, checked};
 use crate::error::{Fault, LoadError, shown};
 

@@ -9,8 +9,9 @@ use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use moeba_kernels::dtype::DType;
+
 use super::super::checked;
-use super::super::stand_in::DType;
 use super::super::value::{Array, Kind, Value};
 use super::{ALIGNMENT_DEFAULT, DIMENSIONS_MAX, MAGIC, types};
 use crate::error::{Fault, LoadError};

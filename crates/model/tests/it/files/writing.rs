@@ -1,7 +1,7 @@
 //! The GGUF writer: what it writes is what is read, and a half-written file never has a name.
 
+use moeba_kernels::dtype::DType;
 use moeba_model::error::LoadError;
-use moeba_model::files::stand_in::DType;
 use moeba_model::files::{
     Array, GgufHeader, GgufTensor, GgufWriter, OpenOptions, Value, WeightMemory, open, open_with,
 };
