@@ -36,6 +36,7 @@ impl BlockName {
 
     /// The name of the block of `tokens` that follows the block named `self`. Panics when
     /// `tokens` is not a full block.
+    #[must_use]
     pub fn child(&self, tokens: &[u32]) -> BlockName {
         assert_eq!(tokens.len(), BLOCK_TOKENS, "only full blocks have names");
         let mut hash = Sha256::new_with_prefix(self.0);
@@ -285,12 +286,16 @@ pub struct BlockTable {
 }
 
 impl BlockTable {
-    /// No blocks yet; room for a sequence of `tokens_max` tokens.
-    pub fn new(salt: u64, tokens_max: usize) -> BlockTable {
+    /// No blocks yet.
+    pub fn new(salt: u64) -> BlockTable {
+        BlockTable { ids: Vec::new(), names: vec![BlockName::root(salt)], published: 0 }
+    }
+
+    /// Makes room for a sequence of `tokens_max` tokens, so that growing never allocates.
+    pub fn reserve(&mut self, tokens_max: usize) {
         let blocks = tokens_max.div_ceil(BLOCK_TOKENS);
-        let mut names = Vec::with_capacity(blocks + 1);
-        names.push(BlockName::root(salt));
-        BlockTable { ids: Vec::with_capacity(blocks), names, published: 0 }
+        self.ids.reserve_exact(blocks.saturating_sub(self.ids.len()));
+        self.names.reserve_exact((blocks + 1).saturating_sub(self.names.len()));
     }
 
     /// The block ids from position 0 on.
@@ -398,17 +403,17 @@ mod tests {
     fn a_released_beginning_is_found_again_and_evicted_end_first() {
         let mut blocks = BlockAllocator::new(4, None);
         let tokens = tokens(49);
-        let mut table = BlockTable::new(0, 64);
+        let mut table = BlockTable::new(0);
         assert!(table.grow(49, &mut blocks));
         table.publish(48, &tokens, &mut blocks);
         table.release(&mut blocks);
         blocks.check([]);
         assert_eq!(blocks.counts(), BlockCounts { free: 1, cached: 3, held: 0 });
 
-        let mut again = BlockTable::new(0, 64);
+        let mut again = BlockTable::new(0);
         assert_eq!(again.find_prefix(&tokens, &blocks), (3, 3));
         assert_eq!(again.find_prefix(&tokens[..48], &blocks), (2, 2));
-        let mut salted = BlockTable::new(1, 64);
+        let mut salted = BlockTable::new(1);
         assert_eq!(salted.find_prefix(&tokens, &blocks), (0, 0));
 
         // Two blocks: the free one, then the end of the cached beginning.
@@ -423,7 +428,7 @@ mod tests {
     fn two_sequences_share_a_beginning() {
         let mut blocks = BlockAllocator::new(4, None);
         let tokens = tokens(20);
-        let (mut a, mut b) = (BlockTable::new(0, 32), BlockTable::new(0, 32));
+        let (mut a, mut b) = (BlockTable::new(0), BlockTable::new(0));
         assert!(a.grow(20, &mut blocks));
         a.publish(20, &tokens, &mut blocks);
         assert_eq!(b.find_prefix(&tokens, &blocks), (1, 0));
@@ -438,7 +443,7 @@ mod tests {
     fn the_same_beginning_computed_twice_has_one_name() {
         let mut blocks = BlockAllocator::new(4, None);
         let tokens = tokens(16);
-        let (mut a, mut b) = (BlockTable::new(0, 16), BlockTable::new(0, 16));
+        let (mut a, mut b) = (BlockTable::new(0), BlockTable::new(0));
         for table in [&mut a, &mut b] {
             assert!(table.grow(16, &mut blocks));
             table.publish(16, &tokens, &mut blocks);
@@ -466,7 +471,7 @@ mod tests {
         let log = Log::default();
         let mut blocks = BlockAllocator::new(1, Some(Box::new(log.clone())));
         let tokens = tokens(16);
-        let mut table = BlockTable::new(0, 16);
+        let mut table = BlockTable::new(0);
         assert!(table.grow(16, &mut blocks));
         table.publish(16, &tokens, &mut blocks);
         table.release(&mut blocks);

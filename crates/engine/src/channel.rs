@@ -224,6 +224,9 @@ impl EventStream {
     }
 
     /// Waits for the next event at most `timeout`. `Ok(None)` once `Finished` has been taken.
+    ///
+    /// # Errors
+    /// None came in time.
     pub fn recv_timeout(&mut self, timeout: Duration) -> Result<Option<Event>, RecvTimeout> {
         if self.ended {
             return Ok(None);

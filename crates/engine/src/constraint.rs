@@ -57,9 +57,15 @@ pub trait TokenConstraint: Send {
     /// Sets the allowed tokens in `mask`, which arrives with none allowed.
     ///
     /// End-of-sequence tokens are tokens like any other: allow them where the text may end.
+    ///
+    /// # Errors
+    /// The constraint cannot go on, which ends the request.
     fn allowed(&mut self, mask: &mut TokenMask) -> Result<(), ConstraintError>;
 
     /// The token that was chosen, among those allowed.
+    ///
+    /// # Errors
+    /// The constraint cannot go on, which ends the request.
     fn accept(&mut self, token: u32) -> Result<(), ConstraintError>;
 
     /// Whether the text is complete and nothing may follow; asked after each `accept`.

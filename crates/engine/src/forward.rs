@@ -10,6 +10,9 @@ pub trait Forward {
     /// Runs one step: writes keys and values of every token into the batch's blocks and computes
     /// the logits of `batch.logit_rows`. Running the same batch again gives the same result, so a
     /// step that failed may be repeated.
+    ///
+    /// # Errors
+    /// Nothing was computed for anybody; the kind says what the engine can do about it.
     fn forward(&mut self, batch: &Batch) -> Result<StepStats, StepError>;
 
     /// Logits of `batch.logit_rows[row]` of the last step that succeeded: `[vocab_size]`.

@@ -298,7 +298,7 @@ impl Shared {
         *lock(&self.step_since) = since;
     }
 
-    fn stats(&self) -> EngineStats {
+    pub(crate) fn stats(&self) -> EngineStats {
         let mut stats = lock(&self.stats).clone();
         stats.step_running = lock(&self.step_since).map(|since| since.elapsed());
         stats.stopped.clone_from(&lock(&self.inbox).stopped);
@@ -328,7 +328,7 @@ impl Engine {
         let facts = ModelFacts::of(model.as_ref());
         limits.clamp_to(&facts);
         let shared = Shared::new(limits, facts);
-        let thread = run::spawn(model, shared.clone(), observer);
+        let thread = run::spawn(model, &shared, observer);
         EngineHandle { owner: Arc::new(Owner { shared, thread: Mutex::new(thread) }) }
     }
 }
@@ -365,6 +365,9 @@ impl Drop for Owner {
 
 impl EngineHandle {
     /// Checks and queues a request. Never blocks.
+    ///
+    /// # Errors
+    /// The request is out of range, there is no room for it now, or the engine has stopped.
     pub fn submit(&self, request: Request) -> Result<EventStream, SubmitError> {
         self.owner.shared.submit(request)
     }

@@ -23,6 +23,11 @@ pub mod forward;
 pub mod handle;
 pub mod request;
 mod run;
+mod sampler;
+mod scheduler;
+mod sequence;
+pub mod sim;
+mod step;
 
 pub use blocks::{BlockName, BlockObserver};
 pub use channel::EventStream;

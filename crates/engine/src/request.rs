@@ -124,6 +124,9 @@ impl Request {
     }
 
     /// Checks every field against its documented range and against the model.
+    ///
+    /// # Errors
+    /// The first field out of range, by name.
     pub fn validate(&self, model: &ModelFacts) -> Result<(), InvalidRequest> {
         check_prompt(&self.tokens, model)?;
         if self.max_tokens == Some(0) {
@@ -150,6 +153,9 @@ impl Request {
 
 impl SamplingParams {
     /// Checks every field against its documented range and the vocabulary.
+    ///
+    /// # Errors
+    /// The first field out of range, by name.
     pub fn validate(&self, model: &ModelFacts) -> Result<(), InvalidRequest> {
         in_range("temperature", self.temperature, 0.0, 100.0)?;
         in_range("top_p", self.top_p, f32::MIN_POSITIVE, 1.0)?;

@@ -13,6 +13,7 @@ mod disjoint;
 pub mod dtype;
 mod formats;
 pub mod isa;
+mod lanes;
 pub mod matmul;
 pub mod ops;
 pub mod os;

@@ -1,2 +1,35 @@
 #![forbid(unsafe_code)]
-//! Strings to tokens and back.
+//! Strings to tokens and back: the only crate that knows text, and it knows nothing else.
+//!
+//! ```text
+//! conversation ─ChatTemplate─► prompt ─Tokenizer─► ids ─(engine)─► ids ─Detokenizer─► text ─StopStrings─► answer
+//! ```
+//!
+//! Everything a model file brings along (vocabulary, patterns, template) is treated as hostile:
+//! it may be wrong, but it cannot make loading or encoding panic, hang or allocate without end.
+//! And nothing a user writes becomes a control token.
+
+mod added;
+mod byte_level;
+mod chat;
+mod detokenizer;
+mod error;
+mod gguf;
+mod merges;
+mod pattern;
+mod pre;
+mod stop;
+mod tokenizer;
+mod vocabulary;
+mod words;
+
+pub use added::Specials;
+pub use chat::{
+    BUILT_IN_NAMES, ChatTemplate, Prompt, PromptError, RenderInput, TEMPLATE_BYTES_MAX, message,
+};
+pub use detokenizer::Detokenizer;
+pub use error::{EncodeError, LoadError, RenderError};
+pub use gguf::GgufVocabulary;
+pub use stop::{STOP_BYTES_MAX, STOPS_MAX, StopError, StopStrings};
+pub use tokenizer::{SpecialTokens, TEXT_BYTES_MAX, Tokenizer};
+pub use vocabulary::TokenKind;

@@ -154,7 +154,7 @@ fn read_number(path: &Path) -> Option<u64> {
 /// The processor's name as the kernel reports it, for display.
 pub fn model_name() -> String {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    cpuinfo_field(&info, "model name").unwrap_or(std::env::consts::ARCH).to_owned()
+    cpuinfo_field(&info, "model name").unwrap_or("unknown processor").to_owned()
 }
 
 /// Instruction sets that matter here and that this machine has, in the kernel's spelling, for

@@ -15,6 +15,8 @@ use std::thread;
 
 use memmap2::{Advice, Mmap, MmapMut, MmapOptions};
 
+use crate::disjoint::Disjoint;
+
 /// Bytes per read call: large enough to hide the call, small enough to spread over threads.
 const READ_CHUNK: usize = 4 << 20;
 /// More readers than this gain nothing from one file.
@@ -118,18 +120,16 @@ fn read_parallel(file: &File, offset: u64, out: &mut [u8]) -> io::Result<()> {
     let threads = threads.min(READERS_MAX).min(chunks);
     let len = out.len();
     let next = AtomicUsize::new(0);
-    let base = SendPtr(out.as_mut_ptr());
+    let out = Disjoint::new(out);
     let read_claimed = || -> io::Result<()> {
-        let base = &base;
         loop {
             let start = next.fetch_add(1, Ordering::Relaxed).saturating_mul(READ_CHUNK);
             if start >= len {
                 return Ok(());
             }
             let size = READ_CHUNK.min(len - start);
-            // SAFETY: chunk indices are claimed once each, so these slices of the exclusively
-            // borrowed `out` do not overlap, and `start + size <= len`.
-            let chunk = unsafe { std::slice::from_raw_parts_mut(base.0.add(start), size) };
+            // SAFETY: chunk indices are claimed once each, so pieces do not overlap.
+            let chunk = unsafe { out.piece(start..start + size) };
             file.read_exact_at(chunk, offset + start as u64)?;
         }
     };
@@ -142,10 +142,6 @@ fn read_parallel(file: &File, offset: u64, out: &mut [u8]) -> io::Result<()> {
         result
     })
 }
-
-struct SendPtr(*mut u8);
-// SAFETY: only dereferenced at disjoint ranges, see `read_parallel`.
-unsafe impl Sync for SendPtr {}
 
 /// A shared view of part of a [`Region`]. Cloning and slicing copy no bytes; the region lives as
 /// long as any view of it.

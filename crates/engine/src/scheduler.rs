@@ -1,0 +1,218 @@
+//! What the next step computes. A function of sequences, blocks and bounds: it reads no clock, does
+//! no I/O and draws no random number, so a simulation of it is the thing itself.
+//!
+//! There are no phases. Each step spends a budget of tokens on closing the gaps between known and
+//! computed tokens. Chunked prefill, decode, prefix hits and recomputation after a preemption are
+//! all the same to it.
+//!
+//! The rules, in this order:
+//! 1. *Growth.* Every running sequence gets blocks for all its known tokens. If none is left,
+//!    somebody goes back to waiting and is computed again later: first those whose reader is slow,
+//!    then the last in order, the needy one itself if it is the last. So the first in order is
+//!    never held up by others, and it is always somebody's turn to be first: nobody starves.
+//! 2. *Admission,* strictly in order: a request that does not fit yet is not overtaken by smaller
+//!    ones. A sequence is admitted with blocks for all its known tokens, and only if those running
+//!    keep a block each to grow into, so that admission does not cause preemption at once.
+//! 3. *Budget.* One token for every gap of one, so that long prompts never stall those who
+//!    generate. Of the rest the first in order is sure of half, which bounds the wait for a long
+//!    prompt; the other half goes to the shortest gaps, so that short prompts start soon.
+
+use std::ops::Range;
+
+use crate::blocks::BlockAllocator;
+use crate::sequence::Sequences;
+
+/// The bounds a plan keeps.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    pub(crate) sequences_max: usize,
+    pub(crate) batch_tokens_max: usize,
+    pub(crate) prefix_cache: bool,
+}
+
+/// One sequence's part in a step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PlannedSpan {
+    /// Index into the running sequences.
+    pub(crate) sequence: usize,
+    /// The known tokens to compute, as positions in the sequence.
+    pub(crate) tokens: Range<usize>,
+}
+
+/// What a step computes, and what planning it has changed.
+///
+/// Every span asks for the logits of its last token. In the middle of a prompt they are not
+/// sampled from; they show that what was computed is sound before others may find it.
+#[derive(Debug, Default)]
+pub(crate) struct StepPlan {
+    /// In order of `sequence`, no sequence twice, no span empty.
+    pub(crate) spans: Vec<PlannedSpan>,
+    pub(crate) preemptions: u64,
+    pub(crate) cached_tokens: u64,
+    gaps: Vec<(usize, usize)>, // (gap, index) of sequences that want more than one token
+}
+
+impl StepPlan {
+    /// An empty plan with room for `sequences_max` spans.
+    pub(crate) fn new(sequences_max: usize) -> StepPlan {
+        StepPlan {
+            spans: Vec::with_capacity(sequences_max),
+            gaps: Vec::with_capacity(sequences_max),
+            ..StepPlan::default()
+        }
+    }
+}
+
+/// Plans the next step into `plan`.
+pub(crate) fn plan(
+    sequences: &mut Sequences,
+    blocks: &mut BlockAllocator,
+    bounds: Bounds,
+    plan: &mut StepPlan,
+) {
+    plan.spans.clear();
+    (plan.preemptions, plan.cached_tokens) = (0, 0);
+    grow(sequences, blocks, plan);
+    if plan.preemptions == 0 {
+        admit(sequences, blocks, bounds, plan);
+    }
+    match sequences.running.iter().position(|sequence| sequence.suspect && !sequence.paused) {
+        // After a failure without a culprit each suspect runs alone: who fails alone is guilty.
+        Some(suspect) => give(sequences, suspect, bounds.batch_tokens_max, plan),
+        None => spend(sequences, bounds.batch_tokens_max, plan),
+    }
+    plan.spans.sort_unstable_by_key(|span| span.sequence);
+}
+
+/// Rule 1.
+fn grow(sequences: &mut Sequences, blocks: &mut BlockAllocator, plan: &mut StepPlan) {
+    let mut index = 0;
+    while index < sequences.running.len() {
+        let sequence = &mut sequences.running[index];
+        if sequence.paused || sequence.table.grow(sequence.tokens.len(), blocks) {
+            index += 1;
+            continue;
+        }
+        let victim = last_paused(sequences).unwrap_or(sequences.running.len() - 1);
+        sequences.preempt(victim, blocks);
+        plan.preemptions += 1;
+        // A victim before the needy one (paused, that is) moves it up by one.
+        index -= usize::from(victim < index);
+    }
+}
+
+fn last_paused(sequences: &Sequences) -> Option<usize> {
+    sequences.running.iter().rposition(|sequence| sequence.paused)
+}
+
+/// Rule 2.
+fn admit(
+    sequences: &mut Sequences,
+    blocks: &mut BlockAllocator,
+    bounds: Bounds,
+    plan: &mut StepPlan,
+) {
+    while let Some(head) = sequences.waiting.iter().position(|sequence| !sequence.paused) {
+        let Some(hit) = fits(sequences, head, blocks, bounds) else {
+            match weaker(sequences, head) {
+                // The paused victim waits in front of or behind the head: look for it again.
+                Some(victim) => {
+                    sequences.preempt(victim, blocks);
+                    plan.preemptions += 1;
+                    continue;
+                }
+                None => return,
+            }
+        };
+        let index = sequences.admit(head);
+        let sequence = &mut sequences.running[index];
+        sequence.table.adopt_prefix(hit, &sequence.tokens, blocks);
+        sequence.computed = sequence.table.tokens_max();
+        let grown = sequence.table.grow(sequence.tokens.len(), blocks);
+        assert!(grown, "an admitted sequence was counted to fit");
+        if sequence.tally.cached_tokens.is_none() {
+            sequence.tally.cached_tokens = Some(sequence.computed);
+            plan.cached_tokens += sequence.computed as u64;
+        }
+    }
+}
+
+/// Whether `waiting[head]` can run beside the others; if so, the number of its blocks that are
+/// computed already.
+fn fits(
+    sequences: &mut Sequences,
+    head: usize,
+    blocks: &BlockAllocator,
+    bounds: Bounds,
+) -> Option<usize> {
+    if sequences.running.len() >= bounds.sequences_max {
+        return None;
+    }
+    let active = sequences.running.iter().filter(|sequence| !sequence.paused).count();
+    let sequence = &mut sequences.waiting[head];
+    let (hit, unheld) = if bounds.prefix_cache {
+        sequence.table.find_prefix(&sequence.tokens, blocks)
+    } else {
+        (0, 0)
+    };
+    // Cached blocks that are hit and held by nobody stop being available by being used.
+    let wanted = sequence.table.missing(sequence.tokens.len()) - hit + unheld;
+    (wanted + active <= blocks.available()).then_some(hit)
+}
+
+/// A running sequence that makes way for `waiting[head]`: one whose reader is slow, or one of
+/// lower priority that is also behind in order. Both together keep it finite: priority alone
+/// would let newcomers displace somebody for ever, order alone would let the preempted come back
+/// at the expense of those they made way for.
+fn weaker(sequences: &Sequences, head: usize) -> Option<usize> {
+    let head = &sequences.waiting[head];
+    last_paused(sequences).or_else(|| {
+        sequences
+            .running
+            .iter()
+            .rposition(|other| other.priority < head.priority && other.order > head.order)
+    })
+}
+
+/// Rule 3.
+fn spend(sequences: &Sequences, mut budget: usize, plan: &mut StepPlan) {
+    plan.gaps.clear();
+    for index in 0..sequences.running.len() {
+        let sequence = &sequences.running[index];
+        match sequence.gap() {
+            _ if sequence.paused => {}
+            0 => unreachable!("a closed gap yields a token or the end"),
+            1 => budget -= give_one(sequences, index, budget, plan),
+            gap => plan.gaps.push((gap, index)),
+        }
+    }
+    let Some(&(first_gap, first)) = plan.gaps.first() else { return };
+    let sure = if plan.gaps.len() == 1 { budget } else { budget.div_ceil(2) };
+    let mut rest = budget - sure.min(first_gap);
+    plan.gaps.swap_remove(0);
+    // Equal gaps in order of arrival, which is the order of indices.
+    plan.gaps.sort_unstable();
+    for place in 0..plan.gaps.len() {
+        let (gap, index) = plan.gaps[place];
+        let count = gap.min(rest);
+        give(sequences, index, count, plan);
+        rest -= count;
+    }
+    give(sequences, first, sure.min(first_gap) + rest, plan);
+}
+
+fn give_one(sequences: &Sequences, index: usize, budget: usize, plan: &mut StepPlan) -> usize {
+    let count = budget.min(1);
+    give(sequences, index, count, plan);
+    count
+}
+
+/// Plans up to `count` of the sequence's missing tokens.
+fn give(sequences: &Sequences, index: usize, count: usize, plan: &mut StepPlan) {
+    let sequence = &sequences.running[index];
+    let count = count.min(sequence.gap());
+    if count > 0 {
+        let tokens = sequence.computed..sequence.computed + count;
+        plan.spans.push(PlannedSpan { sequence: index, tokens });
+    }
+}

@@ -1,0 +1,325 @@
+//! One step: the plan becomes a batch, the batch becomes logits, logits become tokens and events.
+//!
+//! [`Core`] is the engine without its thread: everything mutable, and one method that does one
+//! step. The loop in [`crate::run`] calls it on a thread, the simulator calls it directly, and so
+//! both run the same code. What a step needs is allocated when the engine starts or when a
+//! sequence first runs; a step that only decodes allocates nothing.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use moeba_model::batch::{BLOCK_TOKENS, Batch, WantLogits};
+
+use crate::blocks::{BlockAllocator, BlockObserver};
+use crate::channel::stopped_summary;
+use crate::forward::{Forward, StepError, StepStats};
+use crate::handle::{Closing, EngineStats, Shared, Submission};
+use crate::request::{CancelReason, Event, FinishReason};
+use crate::sampler::{SampleError, Sampler, check_row};
+use crate::scheduler::{self, Bounds, StepPlan};
+use crate::sequence::{Sequence, Sequences};
+
+/// The engine's mutable world, owned by one thread.
+pub(crate) struct Core {
+    model: Box<dyn Forward + Send>,
+    shared: Arc<Shared>,
+    bounds: Bounds,
+    pub(crate) sequences: Sequences,
+    pub(crate) blocks: BlockAllocator,
+    sampler: Sampler,
+    plan: StepPlan,
+    batch: Batch,
+    incoming: VecDeque<Submission>,
+    ended: Vec<(usize, FinishReason)>, // (index of a running sequence, why), ascending
+    totals: EngineStats,
+}
+
+/// What a turn has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// A step ran; there may be more to do.
+    Worked,
+    /// Nothing can run until somebody submits, cancels or reads.
+    Idle,
+    /// Nothing is left and nothing will come.
+    Done,
+}
+
+impl Core {
+    /// The world before the first request.
+    pub(crate) fn new(
+        model: Box<dyn Forward + Send>,
+        shared: Arc<Shared>,
+        observer: Option<Box<dyn BlockObserver>>,
+    ) -> Core {
+        let (limits, facts) = (&shared.limits, shared.model);
+        let bounds = Bounds {
+            sequences_max: limits.sequences_max,
+            batch_tokens_max: limits.batch_tokens_max,
+            prefix_cache: limits.prefix_cache,
+        };
+        let blocks_max = facts.sequence_tokens_max().div_ceil(BLOCK_TOKENS);
+        let block_ids_max = blocks_max * limits.sequences_max;
+        Core {
+            bounds,
+            sequences: Sequences::new(limits),
+            blocks: BlockAllocator::new(facts.num_blocks, observer),
+            sampler: Sampler::new(facts.vocab_size),
+            plan: StepPlan::new(limits.sequences_max),
+            batch: Batch::with_capacity(limits.batch_tokens_max, block_ids_max),
+            incoming: VecDeque::with_capacity(limits.sequences_max + limits.waiting_max),
+            ended: Vec::with_capacity(limits.sequences_max),
+            totals: EngineStats { blocks: facts.num_blocks, ..EngineStats::default() },
+            model,
+            shared,
+        }
+    }
+
+    /// Takes what has come in, drops what was cancelled, and computes one step.
+    ///
+    /// # Errors
+    /// The message of a model that cannot be used any more.
+    pub(crate) fn turn(&mut self) -> Result<Turn, String> {
+        let closing = self.take_in();
+        self.look_after_readers(closing);
+        scheduler::plan(&mut self.sequences, &mut self.blocks, self.bounds, &mut self.plan);
+        self.totals.preemptions += self.plan.preemptions;
+        self.totals.tokens_cached += self.plan.cached_tokens;
+        let outcome = if self.plan.spans.is_empty() {
+            let none = self.sequences.running.is_empty() && self.sequences.waiting.is_empty();
+            Ok(if closing.is_some() && none { Turn::Done } else { Turn::Idle })
+        } else {
+            self.step().map(|()| Turn::Worked)
+        };
+        self.publish_stats();
+        outcome
+    }
+
+    fn take_in(&mut self) -> Option<Closing> {
+        let closing = self.shared.take_submissions(&mut self.incoming);
+        while let Some(submission) = self.incoming.pop_front() {
+            let (limits, model) = (&self.shared.limits, &self.shared.model);
+            self.sequences.wait(Sequence::new(submission, self.totals.steps, limits, model));
+        }
+        closing
+    }
+
+    /// Ends what was cancelled, in every state, and notes who cannot take another token.
+    fn look_after_readers(&mut self, closing: Option<Closing>) {
+        let cancel = (closing == Some(Closing::Now)).then_some(CancelReason::Shutdown);
+        let look = |sequence: &mut Sequence| {
+            let status = sequence.sender.status();
+            sequence.paused = status.paused;
+            status.cancelled.or(cancel)
+        };
+        let mut index = 0;
+        while index < self.sequences.waiting.len() {
+            match look(&mut self.sequences.waiting[index]) {
+                None => index += 1,
+                Some(reason) => {
+                    let sequence = self.sequences.waiting.remove(index);
+                    self.end(sequence, FinishReason::Cancelled(reason));
+                }
+            }
+        }
+        let mut index = 0;
+        while index < self.sequences.running.len() {
+            match look(&mut self.sequences.running[index]) {
+                None => index += 1,
+                Some(reason) => {
+                    let sequence = self.sequences.running.remove(index);
+                    self.end(sequence, FinishReason::Cancelled(reason));
+                }
+            }
+        }
+    }
+
+    /// Computes the planned spans and hands out what comes of them.
+    fn step(&mut self) -> Result<(), String> {
+        self.fill_batch();
+        let begun = Instant::now();
+        for span in &self.plan.spans {
+            let clock = &mut self.sequences.running[span.sequence].tally.clock;
+            clock.started.get_or_insert(begun);
+        }
+        self.shared.mark_step(Some(begun));
+        let result = self.model.forward(&self.batch);
+        self.shared.mark_step(None);
+        self.totals.steps += 1;
+        match result {
+            Ok(stats) => self.harvest(stats),
+            Err(StepError::Fatal(message)) => return Err(message),
+            Err(StepError::Spans { spans, message }) => self.blame(spans, &message),
+            Err(StepError::Batch(message)) => self.suspect(&message),
+        }
+        self.end_marked();
+        Ok(())
+    }
+
+    fn fill_batch(&mut self) {
+        self.batch.clear();
+        for span in &self.plan.spans {
+            let sequence = &self.sequences.running[span.sequence];
+            let first = u32::try_from(span.tokens.start).expect("positions fit 32 bits");
+            let blocks = &sequence.table.ids()[..span.tokens.end.div_ceil(BLOCK_TOKENS)];
+            let tokens = &sequence.tokens[span.tokens.clone()];
+            self.batch.push_span(tokens, first, blocks, WantLogits::Last);
+        }
+    }
+
+    /// After a step that succeeded: span `i` owns row `i` of the logits.
+    fn harvest(&mut self, stats: StepStats) {
+        let now = Instant::now();
+        let total = self.batch.len();
+        self.totals.tokens_computed += total as u64;
+        self.totals.expert_bytes += stats.expert_bytes;
+        for row in 0..self.plan.spans.len() {
+            let span = self.plan.spans[row].clone();
+            let sequence = &mut self.sequences.running[span.sequence];
+            let share = u128::from(stats.expert_bytes) * span.tokens.len() as u128 / total as u128;
+            sequence.tally.expert_bytes += share as u64;
+            sequence.suspect = false;
+            sequence.computed = span.tokens.end;
+            let logits = self.model.logits(row);
+            let end = if sequence.gap() > 0 {
+                check_row(logits).err().map(sampling_failed)
+            } else {
+                self.totals.tokens_generated += 1;
+                sample(&mut self.sampler, logits, sequence, &self.shared.limits.eos_tokens)
+            };
+            if !matches!(end, Some(FinishReason::NumericalError)) && self.bounds.prefix_cache {
+                let Sequence { table, tokens, computed, .. } = sequence;
+                table.publish(*computed, tokens, &mut self.blocks);
+            }
+            if sequence.tokens.len() > sequence.prompt_tokens {
+                let clock = &mut sequence.tally.clock;
+                clock.first_token.get_or_insert(now);
+                clock.last_token = Some(now);
+            }
+            if let Some(reason) = end {
+                self.ended.push((span.sequence, reason));
+            }
+        }
+    }
+
+    /// Ends the requests of the failed spans; the others have computed nothing and try again.
+    fn blame(&mut self, mut spans: Vec<usize>, message: &str) {
+        spans.retain(|&span| span < self.plan.spans.len());
+        spans.sort_unstable();
+        spans.dedup();
+        if spans.is_empty() {
+            return self.suspect(message);
+        }
+        for span in spans {
+            let reason = FinishReason::ModelError(message.to_owned());
+            self.ended.push((self.plan.spans[span].sequence, reason));
+        }
+    }
+
+    /// A step failed and nobody knows whose fault it was, unless there was only one.
+    fn suspect(&mut self, message: &str) {
+        if let [span] = &self.plan.spans[..] {
+            let reason = FinishReason::ModelError(message.to_owned());
+            return self.ended.push((span.sequence, reason));
+        }
+        for span in &self.plan.spans {
+            self.sequences.running[span.sequence].suspect = true;
+        }
+    }
+
+    fn end_marked(&mut self) {
+        // From the back, so that the indices of those still to come stay right.
+        while let Some((index, reason)) = self.ended.pop() {
+            let sequence = self.sequences.running.remove(index);
+            self.end(sequence, reason);
+        }
+    }
+
+    fn end(&mut self, mut sequence: Sequence, reason: FinishReason) {
+        sequence.release(&mut self.blocks);
+        self.totals.finished += 1;
+        // Before the end is told: who has read it may submit again at once and find room.
+        self.shared.retire(sequence.order.id);
+        sequence.finish(reason);
+    }
+
+    fn publish_stats(&self) {
+        let counts = self.blocks.counts();
+        let running = &self.sequences.running;
+        self.shared.publish(|stats| {
+            let totals = &self.totals;
+            stats.running = running.len();
+            stats.paused = running.iter().filter(|sequence| sequence.paused).count();
+            stats.waiting = self.sequences.waiting.len();
+            stats.blocks = totals.blocks;
+            stats.blocks_free = counts.free + counts.cached;
+            stats.blocks_cached = self.blocks.num_names();
+            stats.steps = totals.steps;
+            stats.tokens_computed = totals.tokens_computed;
+            stats.tokens_generated = totals.tokens_generated;
+            stats.tokens_cached = totals.tokens_cached;
+            stats.preemptions = totals.preemptions;
+            stats.expert_bytes = totals.expert_bytes;
+            stats.finished = totals.finished;
+        });
+    }
+
+    /// Ends every request because the engine cannot go on. Blocks are not returned: they go down
+    /// with the engine, and their accounts may be what is broken.
+    pub(crate) fn abandon(self, message: &str) {
+        let Sequences { running, waiting } = self.sequences;
+        for sequence in running.into_iter().chain(waiting) {
+            sequence.abandon(message);
+        }
+        for submission in self.incoming {
+            submission.sender.finish(stopped_summary(message));
+        }
+    }
+
+    /// Panics unless every block is where it should be.
+    pub(crate) fn check(&self) {
+        let running = &self.sequences.running;
+        self.blocks.check(running.iter().flat_map(|sequence| sequence.table.ids()).copied());
+    }
+}
+
+/// Chooses the next token of a sequence whose gap is closed, and says so to its reader.
+fn sample(
+    sampler: &mut Sampler,
+    logits: &[f32],
+    sequence: &mut Sequence,
+    eos_tokens: &[u32],
+) -> Option<FinishReason> {
+    let position = sequence.tokens.len();
+    let choice = match sampler.choose(logits, position, &mut sequence.sampling) {
+        Ok(choice) => choice,
+        Err(error) => return Some(sampling_failed(error)),
+    };
+    let token = choice.token;
+    if sequence.stops_at(token, eos_tokens) {
+        return Some(FinishReason::Stop { token });
+    }
+    sequence.tokens.push(token);
+    sequence.sampling.generated(token);
+    sequence.sender.send(Event::Token {
+        id: token,
+        logprob: choice.logprob,
+        top_logprobs: choice.top_logprobs,
+    });
+    if let Some(constraint) = &mut sequence.sampling.constraint {
+        match constraint.accept(token) {
+            Err(error) => return Some(FinishReason::ConstraintError(error.to_string())),
+            Ok(()) if constraint.is_complete() => return Some(FinishReason::ConstraintComplete),
+            Ok(()) => {}
+        }
+    }
+    (sequence.tokens.len() >= sequence.ending.tokens_max).then_some(FinishReason::Length)
+}
+
+fn sampling_failed(error: SampleError) -> FinishReason {
+    match error {
+        SampleError::NotNumbers => FinishReason::NumericalError,
+        SampleError::Constraint(message) => FinishReason::ConstraintError(message),
+    }
+}

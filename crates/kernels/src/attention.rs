@@ -1,1 +1,0 @@
-//! attention: in the making.

@@ -1,0 +1,267 @@
+//! Attention over a paged cache: grouped heads, latent (MLA) heads, windows, sinks, in one code.
+//!
+//! **One arithmetic per query.** For a query at position p, blocks of 16 keys are visited
+//! ascending; within a block
+//!
+//! ```text
+//! s[j] = scale * (sum over even d of q[d]·k[j][d]  +  sum over odd d)     fused, d ascending
+//! m'   = max(m, max_j s[j])           c = e^(m - m')
+//! p[j] = e^(s[j] - m')                l[j] = l[j]·c + p[j]                16 running sums
+//! o[d] = o[d]·c + sum_j p[j]·v[j][d]                                      fused, j ascending
+//! ```
+//!
+//! and at the end o[d] / (sum of the 16 l, folded 8, 4, 2, 1). Keys outside the query's window are
+//! left out, not multiplied by zero. Nothing depends on which other queries share the call, on the
+//! split over workers, or on where a chunk of the prompt began, so whole prefill, chunked prefill
+//! and token-by-token decoding give the same bits.
+//!
+//! Queries that read the same keys (several tokens, and the heads of a group) form a tile: the tile
+//! widens each block once and keeps the multipliers busy.
+
+mod cache;
+mod tile;
+
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+pub use cache::{BLOCK_TOKENS, KvDType, KvLayout, KvRole, KvTensor, kv_store};
+
+use crate::disjoint::Disjoint;
+use crate::isa::{self, Isa};
+use crate::lanes;
+use crate::pool::Pool;
+use tile::{Tile, WorkerScratch};
+
+/// Queries in a full tile. More would amortise widening better but fall out of the first cache.
+const TILE_ROWS: usize = 32;
+
+/// Which keys a query at position p sees, beside "none after p".
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mask {
+    /// All of 0..=p.
+    Full,
+    /// The last n positions, p included.
+    Sliding(usize),
+    /// Those of p's chunk of n positions: p / n * n ..= p.
+    Chunked(usize),
+}
+
+impl Mask {
+    /// The first position a query at `position` sees.
+    #[inline]
+    pub fn first_visible(self, position: usize) -> usize {
+        match self {
+            Self::Full => 0,
+            Self::Sliding(n) => (position + 1).saturating_sub(n),
+            Self::Chunked(n) => position / n * n,
+        }
+    }
+}
+
+/// Where a head's vector of a token starts: `token * self.token + head * self.head`, in numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Strides {
+    /// From one token to the next.
+    pub token: usize,
+    /// From one head to the next.
+    pub head: usize,
+}
+
+impl Strides {
+    /// `[token][head][dim]`.
+    pub fn token_major(num_heads: usize, dim: usize) -> Self {
+        Self { token: num_heads * dim, head: dim }
+    }
+
+    /// `[head][token][dim]`.
+    pub fn head_major(num_tokens: usize, dim: usize) -> Self {
+        Self { token: dim, head: num_tokens * dim }
+    }
+}
+
+/// Where values come from.
+#[derive(Debug, Clone, Copy)]
+pub enum Values<'a> {
+    /// A cache of their own, with as many heads as the keys.
+    Cache(KvTensor<'a>),
+    /// The first n numbers of each key row (MLA: keys are latent and rope part, values the latent).
+    KeyPrefix(usize),
+}
+
+/// Consecutive positions of one sequence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Span {
+    /// The rows of the batch it covers.
+    pub tokens: Range<usize>,
+    /// Its blocks, as a range of the batch's block ids: block i holds positions 16i..16i+16.
+    pub blocks: Range<usize>,
+}
+
+/// The inputs of [`attention`].
+#[derive(Debug, Clone, Copy)]
+pub struct AttentionArgs<'a> {
+    /// Queries, already rotated, `[tokens, num_heads, key dim]` as the strides say.
+    pub q: &'a [f32],
+    /// Where queries lie in `q`.
+    pub q_strides: Strides,
+    /// Query heads; a multiple of the keys' heads. Query head h reads key head h / (ratio).
+    pub num_heads: usize,
+    /// The layer's keys, those of this batch already stored.
+    pub keys: KvTensor<'a>,
+    /// The layer's values, likewise.
+    pub values: Values<'a>,
+    /// The sequences of the batch. Rows outside all spans are left alone.
+    pub spans: &'a [Span],
+    /// Block ids the spans point into.
+    pub block_ids: &'a [u32],
+    /// Position of each row of the batch, `[tokens]`.
+    pub positions: &'a [u32],
+    /// Which keys are visible.
+    pub mask: Mask,
+    /// Factor on the dot product, usually 1 / sqrt(head_dim).
+    pub scale: f32,
+    /// `cap * tanh(score / cap)`, if the family bounds its scores.
+    pub softcap: Option<f32>,
+    /// One extra score per query head that takes weight but has no value, `[num_heads]`.
+    pub sinks: Option<&'a [f32]>,
+    /// Where results go in `out`, `[tokens, num_heads, value dim]`.
+    pub out_strides: Strides,
+}
+
+impl AttentionArgs<'_> {
+    fn value_dim(&self) -> usize {
+        match self.values {
+            Values::Cache(values) => values.layout.dim,
+            Values::KeyPrefix(n) => n,
+        }
+    }
+
+    /// Query heads per key head.
+    fn group(&self) -> usize {
+        self.num_heads / self.keys.layout.num_kv_heads
+    }
+
+    fn check(&self, out: &[f32]) {
+        let keys = self.keys.layout;
+        assert_eq!(keys.role, KvRole::Keys, "attention: keys must be stored as keys");
+        assert!(
+            keys.num_kv_heads > 0 && self.num_heads.is_multiple_of(keys.num_kv_heads),
+            "attention: {} query heads over {} key heads",
+            self.num_heads,
+            keys.num_kv_heads
+        );
+        match self.values {
+            Values::Cache(values) => assert!(
+                values.layout.role == KvRole::Values
+                    && values.layout.num_kv_heads == keys.num_kv_heads,
+                "attention: values do not match the keys"
+            ),
+            Values::KeyPrefix(n) => assert!(n <= keys.dim, "attention: values beyond the key row"),
+        }
+        if let Some(sinks) = self.sinks {
+            assert_eq!(sinks.len(), self.num_heads, "attention: one sink per head");
+        }
+        assert!(!matches!(self.mask, Mask::Sliding(0) | Mask::Chunked(0)), "attention: empty mask");
+        for span in self.spans {
+            if span.tokens.is_empty() {
+                continue;
+            }
+            let last = |strides: Strides, dim: usize| {
+                (span.tokens.end - 1) * strides.token + (self.num_heads - 1) * strides.head + dim
+            };
+            assert!(last(self.q_strides, keys.dim) <= self.q.len(), "attention: q too short");
+            assert!(
+                last(self.out_strides, self.value_dim()) <= out.len(),
+                "attention: out too short"
+            );
+            let reach = self.positions[span.tokens.end - 1] as usize;
+            assert!(reach < span.blocks.len() * BLOCK_TOKENS, "attention: span beyond its blocks");
+        }
+    }
+}
+
+/// Working memory of [`attention`], made once and used for every layer and step.
+#[derive(Debug)]
+pub struct AttentionScratch {
+    /// One per worker; the locks are never contended.
+    workers: Vec<Mutex<WorkerScratch>>,
+}
+
+impl AttentionScratch {
+    /// Scratch for a pool of `threads` workers and rows of keys and values up to these lengths.
+    pub fn new(threads: usize, key_dim_max: usize, value_dim_max: usize) -> Self {
+        let make = |_| Mutex::new(WorkerScratch::new(TILE_ROWS, key_dim_max, value_dim_max));
+        Self { workers: (0..threads).map(make).collect() }
+    }
+}
+
+/// Attends every query of the spans; see the top of the file for the arithmetic.
+///
+/// `out` receives `[tokens, num_heads, value dim]` as `out_strides` say. Allocates nothing.
+///
+/// # Panics
+/// If shapes do not fit each other, or `scratch` is too small for them.
+pub fn attention(pool: &Pool, args: &AttentionArgs, scratch: &AttentionScratch, out: &mut [f32]) {
+    attention_on(isa::current(), pool, args, scratch, out);
+}
+
+/// [`attention`] on a chosen instruction set.
+pub(crate) fn attention_on(
+    isa: Isa,
+    pool: &Pool,
+    args: &AttentionArgs,
+    scratch: &AttentionScratch,
+    out: &mut [f32],
+) {
+    args.check(out);
+    assert!(scratch.workers.len() >= pool.threads(), "attention: scratch for too few workers");
+    let rows_per_tile = tile_rows(args, pool.threads());
+    let tasks = args.spans.iter().map(|span| tasks_of(args, span, rows_per_tile)).sum();
+    let out = Disjoint::new(out);
+    pool.for_each_chunk(tasks, 1, |worker, range| {
+        let mut scratch = scratch.workers[worker].lock().unwrap_or_else(PoisonError::into_inner);
+        for task in range {
+            // Late tiles of a long span see most keys: they go first, small ones fill the gaps.
+            let (span, kv_head, rows) = find_task(args, tasks - 1 - task, rows_per_tile);
+            lanes::run(isa, Tile { args, span, kv_head, rows, scratch: &mut scratch, out: &out });
+        }
+    });
+}
+
+/// Queries per tile: fewer when whole tiles would leave workers without any.
+fn tile_rows(args: &AttentionArgs, threads: usize) -> usize {
+    let count = |rows| args.spans.iter().map(|span| tasks_of(args, span, rows)).sum::<usize>();
+    let mut rows = TILE_ROWS;
+    while threads > 1 && rows > 8 && count(rows) < 2 * threads {
+        rows /= 2;
+    }
+    rows
+}
+
+fn tasks_of(args: &AttentionArgs, span: &Span, rows_per_tile: usize) -> usize {
+    (span.tokens.len() * args.group()).div_ceil(rows_per_tile) * args.keys.layout.num_kv_heads
+}
+
+/// The task's span, key head, and queries: row r of a (span, key head) is token r / group, head
+/// r % group within the group.
+fn find_task<'a>(
+    args: &AttentionArgs<'a>,
+    mut task: usize,
+    rows_per_tile: usize,
+) -> (&'a Span, usize, Range<usize>) {
+    for span in args.spans {
+        let tasks = tasks_of(args, span, rows_per_tile);
+        if task < tasks {
+            let heads = args.keys.layout.num_kv_heads;
+            let (tile, kv_head) = (task / heads, task % heads);
+            let rows = span.tokens.len() * args.group();
+            let start = tile * rows_per_tile;
+            return (span, kv_head, start..rows.min(start + rows_per_tile));
+        }
+        task -= tasks;
+    }
+    unreachable!("task numbers are below the sum over all spans")
+}
+
+#[cfg(test)]
+mod tests;

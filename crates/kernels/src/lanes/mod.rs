@@ -1,0 +1,268 @@
+//! Sixteen floats at a time, the same bits on every instruction set.
+//!
+//! Norms, softmax, activation functions and attention are written once against [`Lanes`]. Every
+//! operation is an IEEE operation per lane (fused where it says so), and sums over lanes go through
+//! one fixed tree, so the scalar implementation is not merely close to the others: it is equal.
+//!
+//! Sixteen is the width of the widest registers we have; narrower ones use several.
+
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+
+use std::ops::{Add, Div, Mul, Sub};
+
+use crate::isa::Isa;
+
+/// Number of lanes.
+pub(crate) const LANES: usize = 16;
+
+/// Sixteen `f32`. `max` and `min` return the second operand when either is NaN or both are zero.
+pub(crate) trait Lanes:
+    Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self>
+{
+    /// How many registers of sixteen lanes the instruction set has room for, to size inner loops.
+    const REGISTERS: usize;
+
+    /// The same value in every lane.
+    fn splat(x: f32) -> Self;
+    /// Lane `i` from `from[i]`.
+    fn load(from: &[f32; LANES]) -> Self;
+    /// Lane `i` to `to[i]`.
+    fn store(self, to: &mut [f32; LANES]);
+    /// `self * b + c`, rounded once.
+    fn mul_add(self, b: Self, c: Self) -> Self;
+    /// `if self > other { self } else { other }` per lane.
+    fn max(self, other: Self) -> Self;
+    /// `if self < other { self } else { other }` per lane.
+    fn min(self, other: Self) -> Self;
+    /// 2^n for lanes that hold whole numbers n in -127..=127, where 2^-127 counts as 0. Other lanes
+    /// give unspecified values, but the same ones everywhere.
+    fn exp2_whole(self) -> Self;
+    /// Transposes a 16 x 16 tile in place: lane `j` of row `i` and lane `i` of row `j` swap.
+    fn transpose(tile: &mut [Self; LANES]);
+}
+
+/// Conversions between [`Lanes`] and narrow numbers in memory (little-endian, any alignment).
+pub(crate) trait Narrow: Lanes {
+    /// 16 IEEE half-precision numbers, exactly.
+    fn load_f16(from: &[u8; 2 * LANES]) -> Self;
+    /// 16 bfloat16 numbers, exactly.
+    fn load_bf16(from: &[u8; 2 * LANES]) -> Self;
+    /// 16 signed bytes, exactly.
+    fn load_i8(from: &[u8; LANES]) -> Self;
+    /// Rounds to half precision, to nearest even; too large becomes infinite.
+    fn to_f16(self) -> [u16; LANES];
+}
+
+/// A computation that can run on any implementation of [`Lanes`].
+///
+/// `run` and everything hot it calls must be `#[inline(always)]`, because vector code is only
+/// generated inside a function that enables the instructions; [`run`] provides those functions.
+pub(crate) trait Kernel {
+    /// What the computation returns.
+    type Out;
+    /// Runs the computation on `L`.
+    fn run<L: Narrow>(self) -> Self::Out;
+}
+
+/// Runs `kernel` with the instructions of `isa`.
+#[inline]
+pub(crate) fn run<K: Kernel>(isa: Isa, kernel: K) -> K::Out {
+    debug_assert!(isa.is_available());
+    match isa {
+        // SAFETY: callers pass `isa::current()` or one they found available (asserted in tests).
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => unsafe { x86_64::run_avx512(kernel) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { x86_64::run_avx2(kernel) },
+        _ => kernel.run::<Scalar>(),
+    }
+}
+
+/// The sum over all lanes in one fixed order: lanes 8 apart, then 4, 2, 1.
+#[inline(always)]
+pub(crate) fn sum<L: Lanes>(x: L) -> f32 {
+    fold(x, |a, b| a + b)
+}
+
+/// The largest lane (NaN lanes lose against whatever they meet second).
+#[inline(always)]
+pub(crate) fn largest<L: Lanes>(x: L) -> f32 {
+    fold(x, |a, b| if a > b { a } else { b })
+}
+
+#[inline(always)]
+fn fold<L: Lanes>(x: L, f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lane = [0.0; LANES];
+    x.store(&mut lane);
+    let eight: [f32; 8] = std::array::from_fn(|i| f(lane[i], lane[i + 8]));
+    let four: [f32; 4] = std::array::from_fn(|i| f(eight[i], eight[i + 4]));
+    f(f(four[0], four[2]), f(four[1], four[3]))
+}
+
+/// e^x with a relative error below 1.5e-7; 0 below -87.7, constant (2.4e38) above 88.37, NaN for
+/// NaN.
+///
+/// x = n·ln 2 + r with |r| <= ln 2 / 2; e^r is its Taylor polynomial of degree 7, whose remainder
+/// (0.35^8 / 8! = 5e-9) is below half a unit in the last place; 2^n is exact.
+#[inline(always)]
+pub(crate) fn exp<L: Lanes>(x: L) -> L {
+    // Adding and subtracting 1.5 * 2^23 rounds to a whole number, to nearest even.
+    const WHOLE: f32 = 12_582_912.0;
+    // ln 2 in two parts; n times the first is exact for |n| < 2^9.
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    let x = L::splat(88.37).min(L::splat(-88.3).max(x));
+    let n = x.mul_add(L::splat(std::f32::consts::LOG2_E), L::splat(WHOLE)) - L::splat(WHOLE);
+    let r = n.mul_add(L::splat(-LN2_HIGH), x);
+    let r = n.mul_add(L::splat(-LN2_LOW), r);
+    let mut y = L::splat(1.0 / 5040.0);
+    for factorial in [720.0, 120.0, 24.0, 6.0, 2.0, 1.0, 1.0] {
+        y = y.mul_add(r, L::splat(1.0 / factorial));
+    }
+    y * n.exp2_whole()
+}
+
+/// tanh x by way of [`exp`]: absolute error below 2e-7.
+#[inline(always)]
+pub(crate) fn tanh<L: Lanes>(x: L) -> L {
+    let one = L::splat(1.0);
+    let two = L::splat(2.0);
+    one - two / (exp(x * two) + one)
+}
+
+/// The implementation every other one must equal.
+#[derive(Clone, Copy)]
+pub(crate) struct Scalar([f32; LANES]);
+
+macro_rules! scalar_operator {
+    ($trait:ident, $method:ident, $op:tt) => {
+        impl $trait for Scalar {
+            type Output = Self;
+            #[inline(always)]
+            fn $method(self, other: Self) -> Self {
+                Self(std::array::from_fn(|i| self.0[i] $op other.0[i]))
+            }
+        }
+    };
+}
+scalar_operator!(Add, add, +);
+scalar_operator!(Sub, sub, -);
+scalar_operator!(Mul, mul, *);
+scalar_operator!(Div, div, /);
+
+impl Scalar {
+    #[inline(always)]
+    fn zip(self, other: Self, f: impl Fn(f32, f32) -> f32) -> Self {
+        Self(std::array::from_fn(|i| f(self.0[i], other.0[i])))
+    }
+}
+
+impl Lanes for Scalar {
+    const REGISTERS: usize = 8;
+
+    #[inline(always)]
+    fn splat(x: f32) -> Self {
+        Self([x; LANES])
+    }
+
+    fn load(from: &[f32; LANES]) -> Self {
+        Self(*from)
+    }
+
+    fn store(self, to: &mut [f32; LANES]) {
+        *to = self.0;
+    }
+
+    fn mul_add(self, b: Self, c: Self) -> Self {
+        Self(std::array::from_fn(|i| self.0[i].mul_add(b.0[i], c.0[i])))
+    }
+
+    fn max(self, other: Self) -> Self {
+        self.zip(other, |a, b| if a > b { a } else { b })
+    }
+
+    fn min(self, other: Self) -> Self {
+        self.zip(other, |a, b| if a < b { a } else { b })
+    }
+
+    fn exp2_whole(self) -> Self {
+        // 2^n has n + 127 in its exponent bits. Adding 2^23 + 127 leaves that sum in the low bits.
+        self.zip(self, |n, _| f32::from_bits((n + (8_388_608.0 + 127.0)).to_bits() << 23))
+    }
+
+    fn transpose(tile: &mut [Self; LANES]) {
+        let rows = *tile;
+        *tile = std::array::from_fn(|i| Self(std::array::from_fn(|j| rows[j].0[i])));
+    }
+}
+
+impl Narrow for Scalar {
+    fn load_f16(from: &[u8; 2 * LANES]) -> Self {
+        let bits = |i| u16::from_le_bytes([from[2 * i], from[2 * i + 1]]);
+        Self(std::array::from_fn(|i| f16_to_f32(bits(i))))
+    }
+
+    fn load_bf16(from: &[u8; 2 * LANES]) -> Self {
+        let bits = |i| u32::from_le_bytes([0, 0, from[2 * i], from[2 * i + 1]]);
+        Self(std::array::from_fn(|i| f32::from_bits(bits(i))))
+    }
+
+    fn load_i8(from: &[u8; LANES]) -> Self {
+        Self(std::array::from_fn(|i| f32::from(from[i] as i8)))
+    }
+
+    fn to_f16(self) -> [u16; LANES] {
+        self.0.map(f32_to_f16)
+    }
+}
+
+/// Half precision to single, exactly (a signalling NaN becomes quiet, as in hardware).
+fn f16_to_f32(half: u16) -> f32 {
+    let sign = u32::from(half >> 15) << 31;
+    let exponent = u32::from(half >> 10) & 31;
+    let fraction = u32::from(half) & 0x3ff;
+    match (exponent, fraction) {
+        // Zero and subnormal numbers: fraction * 2^-24, exact in single precision.
+        (0, _) => f32::from_bits(sign | (fraction as f32 * f32::from_bits(103 << 23)).to_bits()),
+        (31, 0) => f32::from_bits(sign | 0x7f80_0000),
+        (31, _) => f32::from_bits(sign | 0x7fc0_0000 | fraction << 13),
+        _ => f32::from_bits(sign | (exponent + 112) << 23 | fraction << 13),
+    }
+}
+
+/// Single precision to half, to nearest even; overflow to infinity; NaN stays NaN (quiet).
+pub(crate) fn f32_to_f16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let sign = (bits >> 16) as u16 & 0x8000;
+    let magnitude = bits & 0x7fff_ffff;
+    if magnitude > 0x7f80_0000 {
+        return sign | 0x7e00 | (magnitude >> 13) as u16 & 0x3ff;
+    }
+    if magnitude >= 0x4780_0000 {
+        return sign | 0x7c00; // 2^16 and more
+    }
+    if magnitude < 0x3880_0000 {
+        // Below 2^-14 halves are multiples of 2^-24. Adding 0.5, whose last bit is worth 2^-24,
+        // lets the float unit do the rounding.
+        let sum = f32::from_bits(magnitude) + 0.5;
+        return sign | (sum.to_bits() - 0.5f32.to_bits()) as u16;
+    }
+    // Round the 13 bits that go away to nearest even; a carry runs into the exponent as it should.
+    let odd = (magnitude >> 13) & 1;
+    let rounded = magnitude + 0xfff + odd - (112 << 23);
+    sign | (rounded >> 13) as u16
+}
+
+/// Single precision to bfloat16, to nearest even; NaN stays NaN (quiet).
+pub(crate) fn f32_to_bf16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    if bits & 0x7fff_ffff > 0x7f80_0000 {
+        return (bits >> 16) as u16 | 0x40;
+    }
+    ((u64::from(bits) + 0x7fff + u64::from((bits >> 16) & 1)) >> 16) as u16
+}
+
+#[cfg(test)]
+mod tests;

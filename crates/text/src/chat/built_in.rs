@@ -1,0 +1,73 @@
+//! Templates for models whose files carry none, by the names people know them under.
+//!
+//! Each is a few lines: system, user and assistant messages only. A model with tools ships its own.
+
+/// Names accepted by [`ChatTemplate::built_in`](super::ChatTemplate::built_in).
+pub const BUILT_IN_NAMES: &[&str] =
+    &["chatml", "gemma", "llama2", "llama3", "mistral", "phi3", "vicuna", "zephyr"];
+
+/// The source of a template.
+pub(super) fn find(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "chatml" => CHATML,
+        "gemma" => GEMMA,
+        "llama2" => LLAMA2,
+        "llama3" => LLAMA3,
+        "mistral" => MISTRAL,
+        "phi3" => PHI3,
+        "vicuna" => VICUNA,
+        "zephyr" => ZEPHYR,
+        _ => return None,
+    })
+}
+
+const CHATML: &str = "\
+{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}
+{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
+
+const GEMMA: &str = "\
+{{ bos_token }}{% set ns = namespace(system='') %}{% for m in messages %}
+{% if m.role == 'system' %}{% set ns.system = ns.system ~ m.content ~ '\\n\\n' %}{% else %}
+{{ '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\\n' }}
+{%- if m.role == 'user' %}{{ ns.system }}{% set ns.system = '' %}{% endif %}
+{{- m.content | trim + '<end_of_turn>\\n' }}
+{%- endif %}{% endfor %}
+{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}";
+
+const LLAMA2: &str = "\
+{% set ns = namespace(system='') %}{% for m in messages %}
+{% if m.role == 'system' %}{% set ns.system = '<<SYS>>\\n' ~ m.content ~ '\\n<</SYS>>\\n\\n' %}
+{% elif m.role == 'user' %}{{ bos_token + '[INST] ' + ns.system + m.content + ' [/INST]' }}
+{%- set ns.system = '' %}
+{% else %}{{ ' ' + m.content + ' ' + eos_token }}
+{%- endif %}{% endfor %}";
+
+const LLAMA3: &str = "\
+{{ bos_token }}{% for m in messages %}
+{{- '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' + m.content | trim + '<|eot_id|>' }}
+{%- endfor %}
+{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}";
+
+const MISTRAL: &str = "\
+{{ bos_token }}{% set ns = namespace(system='') %}{% for m in messages %}
+{% if m.role == 'system' %}{% set ns.system = m.content ~ '\\n\\n' %}
+{% elif m.role == 'user' %}{{ '[INST] ' + ns.system + m.content + '[/INST]' }}
+{%- set ns.system = '' %}
+{% else %}{{ ' ' + m.content + eos_token }}
+{%- endif %}{% endfor %}";
+
+const PHI3: &str = "\
+{% for m in messages %}{{ '<|' + m.role + '|>\\n' + m.content + '<|end|>\\n' }}{% endfor %}
+{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}";
+
+const VICUNA: &str = "\
+{{ bos_token }}{% for m in messages %}
+{% if m.role == 'system' %}{{ m.content + ' ' }}
+{%- elif m.role == 'user' %}{{ 'USER: ' + m.content + ' ' }}
+{%- else %}{{ 'ASSISTANT: ' + m.content + eos_token }}
+{%- endif %}{% endfor %}
+{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}";
+
+const ZEPHYR: &str = "\
+{% for m in messages %}{{ '<|' + m.role + '|>\\n' + m.content + eos_token + '\\n' }}{% endfor %}
+{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}";
