@@ -141,6 +141,15 @@ impl Activations {
         }
     }
 
+    /// Bytes of memory this takes, filled or not.
+    pub fn num_bytes(&self) -> usize {
+        let quantised = [&self.short, &self.long];
+        let of = |q: &Quantised| size_of_val(&q.words[..]) + size_of_val(&q.scales[..]);
+        let sums = |q: &Quantised| size_of_val(&q.sums[..]);
+        let quantised: usize = quantised.map(|q| of(q) + sums(q)).iter().sum();
+        size_of_val(&self.floats[..]) + quantised
+    }
+
     /// Number of rows last set.
     pub fn rows(&self) -> usize {
         self.rows

@@ -4,21 +4,7 @@
 //! a span is a run of consecutive positions of one sequence, be it one token or a thousand. The
 //! engine fills the same `Batch` again each step, so a warm step allocates nothing.
 
-use std::ops::Range;
-
-/// How many tokens one cache block holds; the kernels fix this number.
-pub const BLOCK_TOKENS: usize = 16;
-
-/// Consecutive positions of one sequence inside a [`Batch`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Span {
-    /// The rows of the batch (indices into `Batch::tokens`) this span covers.
-    pub tokens: Range<usize>,
-    /// The sequence's blocks, as indices into `Batch::block_ids`. Block `i` of this range holds
-    /// positions `16·i .. 16·i + 16` of the sequence, from position 0 on, and the range reaches
-    /// at least to the span's last position.
-    pub blocks: Range<usize>,
-}
+pub use moeba_kernels::attention::{BLOCK_TOKENS, Span};
 
 /// Which rows of a span the caller wants logits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +26,8 @@ pub struct Batch {
     pub positions: Vec<u32>,
     /// The sequences' shares of this batch, in the order of `tokens`, without gaps.
     pub spans: Vec<Span>,
-    /// Ids of cache blocks, span after span; see [`Span::blocks`].
+    /// Ids of cache blocks, span after span: those of a span cover its sequence from position 0
+    /// on, and reach at least to the span's last position.
     pub block_ids: Vec<u32>,
     /// Rows of `tokens` to compute logits for, ascending; row `i` of the workspace's logits
     /// belongs to `logit_rows[i]`.

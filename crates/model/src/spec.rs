@@ -5,6 +5,8 @@
 //! are sum types, not flags, so that a combination nobody can compute does not compile either.
 //! Field names follow Hugging Face's config names.
 
+pub use moeba_kernels::attention::Mask;
+
 /// What a whole model computes, from token ids to logits.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelSpec {
@@ -136,17 +138,6 @@ pub enum QkNorm {
     PerHeadAfterRope(Norm),
     /// The whole projection at once, before it is split into heads.
     FullWidth(Norm),
-}
-
-/// Which earlier positions a query at position `p` sees (always `≤ p`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mask {
-    /// All of them.
-    Full,
-    /// The last `n`, itself included: positions `> p − n`.
-    Sliding(usize),
-    /// Those of its own chunk of `n`: positions `≥ n·⌊p / n⌋`.
-    Chunked(usize),
 }
 
 /// Multi-head latent attention: keys and values are projections of one cached latent.

@@ -210,7 +210,7 @@ fn write(
         }
         Step::Stack { from } => {
             let info = files.tensors.get(from)?;
-            let dtype = DType::from_name(tensor.dtype.name()).context("a type without a format")?;
+            let dtype = tensor.dtype;
             let matrix = Matrix { dtype, cols: info.shape[1], bytes: &info.bytes };
             (0..recipe.experts).try_for_each(|expert| {
                 let stream = format!("{from} {expert}");

@@ -7,8 +7,6 @@
 
 mod checked;
 mod cursor;
-#[doc(hidden)]
-pub mod fuzz;
 mod gguf;
 mod huggingface;
 mod json;
@@ -18,7 +16,6 @@ mod paths;
 mod safetensors;
 mod tensors;
 mod value;
-mod verify;
 
 use std::path::{Path, PathBuf};
 
@@ -27,7 +24,6 @@ pub use limits::Limits;
 pub use metadata::{FromValue, Metadata};
 pub use tensors::{StoredType, TensorHeader, TensorInfo, TensorSource};
 pub use value::{Array, Kind, Object, Packed, Value};
-pub use verify::{verify, verify_read};
 
 use crate::error::{Fault, LoadError};
 

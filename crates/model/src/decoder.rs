@@ -1,0 +1,247 @@
+//! The forward pass: from token ids to logits, on one screen.
+//!
+//! Every layer is two branches, each `h += scale · post_norm(f(norm(h)))`: a mixer that lets
+//! tokens see each other, and a feed-forward network for each token alone. What they compute is in
+//! `layers/`; what a family has of them is in its [`crate::spec::LayerSpec`].
+
+use moeba_kernels::activations::Activations;
+use moeba_kernels::attention::AttentionScratch;
+use moeba_kernels::ops;
+use moeba_kernels::pool::Pool;
+
+use crate::batch::Batch;
+use crate::error::LoadError;
+use crate::experts::ExpertError;
+use crate::experts::resident::LayerExperts;
+use crate::families::names::Role;
+use crate::kv::{KvCache, LayerCache};
+use crate::layers::attention::GqaLayer;
+use crate::layers::dense_ffn::DenseLayer;
+use crate::layers::linear::kinds;
+use crate::layers::mla::MlaLayer;
+use crate::layers::moe::MoeLayer;
+use crate::layers::norm::RmsNorm;
+use crate::rope::{RopeTable, Ropes};
+use crate::spec::{Ffn, LayerSpec, Mixer, Norm};
+use crate::weights::Loader;
+use crate::workspace::Workspace;
+use crate::{ForwardError, Model};
+
+/// One layer's weights.
+#[derive(Debug)]
+pub(crate) struct Layer {
+    mixer_norm: RmsNorm,
+    pub(crate) mixer: MixerLayer,
+    mixer_post_norm: Option<RmsNorm>,
+    ffn_norm: RmsNorm,
+    pub(crate) ffn: FfnLayer,
+    ffn_post_norm: Option<RmsNorm>,
+    residual_scale: f32,
+}
+
+/// How tokens see each other.
+#[derive(Debug)]
+pub(crate) enum MixerLayer {
+    Gqa(GqaLayer),
+    Mla(MlaLayer),
+}
+
+/// What happens to each token alone.
+#[derive(Debug)]
+pub(crate) enum FfnLayer {
+    Dense(DenseLayer),
+    Moe(MoeLayer),
+}
+
+/// What is the same for all layers of a step.
+pub(crate) struct Pass<'a> {
+    pub(crate) pool: &'a Pool,
+    pub(crate) batch: &'a Batch,
+    /// Where each token's keys and values go: `16 · block + position % 16`, `[tokens]`.
+    pub(crate) slots: &'a [u32],
+    pub(crate) ropes: &'a [RopeTable],
+    pub(crate) attention: &'a AttentionScratch,
+}
+
+/// One branch's input and output, and room to quantise inputs in.
+pub(crate) struct Branch<'a> {
+    /// `[tokens, hidden]`, normed
+    pub(crate) input: &'a [f32],
+    /// `[tokens, hidden]`, overwritten
+    pub(crate) output: &'a mut [f32],
+    /// room for `[tokens, widest input]`
+    pub(crate) acts: &'a mut Activations,
+}
+
+/// Runs a batch that has been checked.
+pub(crate) fn forward(
+    model: &Model,
+    pool: &Pool,
+    batch: &Batch,
+    cache: &mut KvCache,
+    workspace: &mut Workspace,
+) -> Result<(), ForwardError> {
+    workspace.begin(batch, model.spec.vocab_size);
+    embed(model, pool, batch, workspace);
+    for (index, layer) in model.layers.iter().enumerate() {
+        layer.mixer_norm.rows(pool, &workspace.stream, &mut workspace.normed);
+        mix(layer, pool, batch, cache.layer(index), workspace);
+        join(pool, layer.mixer_post_norm.as_ref(), layer.residual_scale, workspace);
+        layer.ffn_norm.rows(pool, &workspace.stream, &mut workspace.normed);
+        feed_forward(model, index, pool, batch, workspace)?;
+        join(pool, layer.ffn_post_norm.as_ref(), layer.residual_scale, workspace);
+    }
+    head(model, pool, batch, workspace);
+    Ok(())
+}
+
+/// Looks up the tokens' embeddings: `stream` `[tokens, hidden]`.
+fn embed(model: &Model, pool: &Pool, batch: &Batch, workspace: &mut Workspace) {
+    let (matrix, scale) = (model.embedding.matrix(), model.spec.embedding_scale);
+    pool.for_each_row(&mut workspace.stream, model.spec.hidden_size, |row, out| {
+        matrix.decode_row(batch.tokens[row] as usize, out);
+        if scale != 1.0 {
+            ops::scale_assign(out, scale);
+        }
+    });
+}
+
+fn mix(
+    layer: &Layer,
+    pool: &Pool,
+    batch: &Batch,
+    cache: &mut LayerCache,
+    workspace: &mut Workspace,
+) {
+    let Workspace { normed, branch, acts, slots, ropes, attention, mixers, .. } = workspace;
+    let pass = Pass { pool, batch, slots, ropes, attention };
+    let branch = Branch { input: normed, output: branch, acts };
+    match &layer.mixer {
+        MixerLayer::Gqa(layer) => layer.forward(&pass, cache, &mut mixers.gqa, branch),
+        MixerLayer::Mla(layer) => layer.forward(&pass, cache, &mut mixers.mla, branch),
+    }
+}
+
+fn feed_forward(
+    model: &Model,
+    index: usize,
+    pool: &Pool,
+    batch: &Batch,
+    workspace: &mut Workspace,
+) -> Result<(), ExpertError> {
+    let Workspace { normed, branch, acts, slots, ropes, attention, ffns, .. } = workspace;
+    let pass = Pass { pool, batch, slots, ropes, attention };
+    let branch = Branch { input: normed, output: branch, acts };
+    match &model.layers[index].ffn {
+        FfnLayer::Dense(layer) => layer.forward(&pass, &mut ffns.dense, branch),
+        FfnLayer::Moe(layer) => {
+            let scratch = &mut ffns.moe;
+            let bytes = layer.forward(&pass, &*model.experts, scratch, branch)?;
+            workspace.expert_bytes += bytes;
+            workspace.routing.record(index, layer.per_tok(), batch.len(), scratch);
+        }
+    }
+    Ok(())
+}
+
+/// Adds a branch to the residual stream, both `[tokens, hidden]`.
+fn join(pool: &Pool, post_norm: Option<&RmsNorm>, scale: f32, workspace: &mut Workspace) {
+    let Workspace { stream, branch, hidden, .. } = workspace;
+    if let Some(norm) = post_norm {
+        pool.for_each_row(branch, *hidden, |_, row| norm.in_place(row));
+    }
+    pool.for_each_row(stream, *hidden, |row, out| {
+        let branch = &branch[row * *hidden..(row + 1) * *hidden];
+        if scale == 1.0 { ops::add_assign(out, branch) } else { ops::axpy(scale, branch, out) }
+    });
+}
+
+/// Computes logits `[logit_rows, vocab]` of the rows the batch wants them for.
+fn head(model: &Model, pool: &Pool, batch: &Batch, workspace: &mut Workspace) {
+    let spec = &model.spec;
+    let rows = batch.logit_rows.len();
+    let Workspace { stream, branch, normed, hidden, acts, logits, .. } = workspace;
+    // Gathered into the buffer of the branches, which are done with.
+    let gathered = &mut branch[..rows * *hidden];
+    let normed = &mut normed[..rows * *hidden];
+    for (out, row) in gathered.chunks_exact_mut(*hidden).zip(&batch.logit_rows) {
+        let start = *row as usize * *hidden;
+        out.copy_from_slice(&stream[start..start + *hidden]);
+    }
+    model.final_norm.rows(pool, gathered, normed);
+    acts.set(pool, normed, rows, *hidden, kinds([&model.head.weight]));
+    model.head.forward(pool, acts, logits);
+    if spec.logit_scale != 1.0 || spec.logit_softcap.is_some() {
+        pool.for_each_row(logits, spec.vocab_size, |_, row| {
+            ops::scale_assign(row, spec.logit_scale);
+            if let Some(cap) = spec.logit_softcap {
+                ops::softcap(row, cap);
+            }
+        });
+    }
+}
+
+impl Layer {
+    /// Bytes of the weights every token reads; norms, which are few, left out.
+    pub(crate) fn dense_bytes(&self) -> u64 {
+        let mixer = match &self.mixer {
+            MixerLayer::Gqa(layer) => layer.num_bytes(),
+            MixerLayer::Mla(layer) => layer.num_bytes(),
+        };
+        let ffn = match &self.ffn {
+            FfnLayer::Dense(layer) => layer.num_bytes(),
+            FfnLayer::Moe(layer) => layer.num_bytes(),
+        };
+        (mixer + ffn) as u64
+    }
+
+    /// Finds one layer's weights; `file_layer` is its number in the file, `layer` in the model.
+    pub(crate) fn load(
+        loader: &mut Loader,
+        spec: &LayerSpec,
+        [layer, file_layer]: [usize; 2],
+        hidden: usize,
+        ropes: &mut Ropes,
+    ) -> Result<(Layer, LayerExperts), LoadError> {
+        let norm = |loader: &mut Loader, norm: &Norm, role| {
+            RmsNorm::load(loader, norm, role, file_layer, hidden)
+        };
+        let mixer_norm = norm(loader, &spec.mixer_norm, Role::MixerNorm)?;
+        let ffn_norm = norm(loader, &spec.ffn_norm, Role::FfnNorm)?;
+        let post = |loader: &mut Loader, post: &Option<Norm>, role| {
+            post.as_ref().map(|post| norm(loader, post, role)).transpose()
+        };
+        let mixer_post_norm = post(loader, &spec.mixer_post_norm, Role::MixerPostNorm)?;
+        let ffn_post_norm = post(loader, &spec.ffn_post_norm, Role::FfnPostNorm)?;
+        let mixer = match &spec.mixer {
+            Mixer::Gqa(gqa) => {
+                MixerLayer::Gqa(GqaLayer::load(loader, gqa, file_layer, hidden, ropes)?)
+            }
+            Mixer::Mla(mla) => {
+                MixerLayer::Mla(MlaLayer::load(loader, mla, file_layer, hidden, ropes)?)
+            }
+        };
+        let (ffn, experts) = match &spec.ffn {
+            Ffn::Dense(dense) => {
+                let roles = [Role::FfnGate, Role::FfnUp, Role::FfnDown];
+                let dense = DenseLayer::load(loader, dense, roles, file_layer, hidden)?;
+                (FfnLayer::Dense(dense), LayerExperts::default())
+            }
+            Ffn::Moe(moe) => {
+                let (moe, experts) = MoeLayer::load(loader, moe, [layer, file_layer], hidden)?;
+                (FfnLayer::Moe(moe), experts)
+            }
+        };
+        let residual_scale = spec.residual_scale;
+        let layer = Layer {
+            mixer_norm,
+            mixer,
+            mixer_post_norm,
+            ffn_norm,
+            ffn,
+            ffn_post_norm,
+            residual_scale,
+        };
+        Ok((layer, experts))
+    }
+}

@@ -1,0 +1,62 @@
+//! Where experts' weights are: the one door between the mixture-of-experts layer and memory.
+//!
+//! The layer says which experts of a layer a step needs, and only then looks at their weights. A
+//! store may have them all in memory, or fetch them; the layer cannot tell. Experts nobody asks
+//! for are never read.
+
+pub mod resident;
+
+use moeba_kernels::dtype::DType;
+use moeba_kernels::tensor::Matrix;
+
+/// One expert's weights.
+#[derive(Clone, Copy, Debug)]
+pub struct Expert<'a> {
+    /// `[intermediate, hidden]`
+    pub gate: Matrix<'a>,
+    /// `[intermediate, hidden]`
+    pub up: Matrix<'a>,
+    /// `[hidden, intermediate]`
+    pub down: Matrix<'a>,
+}
+
+impl Expert<'_> {
+    /// Bytes of all three matrices.
+    pub fn num_bytes(&self) -> u64 {
+        [self.gate, self.up, self.down].iter().map(|matrix| matrix.bytes().len() as u64).sum()
+    }
+}
+
+/// Why an expert's weights could not be had.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read expert `{expert}` of layer `{layer}`: {source}")]
+pub struct ExpertError {
+    /// The layer, from 0.
+    pub layer: usize,
+    /// The expert, from 0.
+    pub expert: u32,
+    /// The operating system's answer.
+    pub source: std::io::Error,
+}
+
+/// Experts of all layers. Layers are counted from 0, dense ones included.
+pub trait ExpertStore: std::fmt::Debug + Send + Sync {
+    /// Makes these experts of a layer readable until `release`. Returns how many bytes of weights
+    /// that is.
+    ///
+    /// # Errors
+    /// If weights have to be fetched and cannot be.
+    fn acquire(&self, layer: usize, experts: &[u32]) -> Result<u64, ExpertError>;
+
+    /// An acquired expert's weights.
+    fn expert(&self, layer: usize, expert: u32) -> Expert<'_>;
+
+    /// Ends the use of these experts.
+    fn release(&self, layer: usize, experts: &[u32]);
+
+    /// The formats of all weights of a layer's experts: of gate and up, then of down.
+    fn dtypes(&self, layer: usize) -> (&[DType], &[DType]);
+
+    /// Bytes of all weights of all experts.
+    fn num_bytes(&self) -> u64;
+}

@@ -1,0 +1,169 @@
+//! One way to ask for a hyperparameter, whichever container holds it.
+//!
+//! Hugging Face and GGUF name the same number differently: a [`Key`] carries both names, and a
+//! [`Config`] knows which one applies. Every count is checked against a bound here, before
+//! anything divides by it or allocates for it; a refusal names the file and the key.
+
+use std::cell::RefCell;
+use std::ops::RangeInclusive;
+
+use crate::error::{Fault, LoadError};
+use crate::files::{Container, Metadata, ModelFiles};
+use crate::{LoadOptions, SoftmaxScale};
+
+/// Most layers a model may have.
+pub(crate) const LAYERS_MAX: usize = 1024;
+/// Most experts a layer may have.
+pub(crate) const EXPERTS_MAX: usize = 4096;
+/// Widest residual stream. Bounds keep every product of them within 64 bits.
+pub(crate) const HIDDEN_MAX: usize = 1 << 18;
+/// Widest feed-forward network.
+pub(crate) const INTERMEDIATE_MAX: usize = 1 << 20;
+/// Most attention heads.
+pub(crate) const HEADS_MAX: usize = 4096;
+/// Widest attention head, latent or low-rank projection.
+pub(crate) const HEAD_DIM_MAX: usize = 1 << 14;
+/// Most token ids.
+pub(crate) const VOCAB_MAX: usize = 1 << 24;
+/// Longest context.
+pub(crate) const CONTEXT_MAX: usize = 1 << 30;
+
+/// One hyperparameter's names. An empty name means that the container does not hold it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Key {
+    /// Names in `config.json`, the usual one first.
+    pub(crate) hf: &'static [&'static str],
+    /// Name in GGUF, without the architecture's prefix.
+    pub(crate) gguf: &'static str,
+}
+
+/// A key with one name in each container.
+pub(crate) const fn key(hf: &'static [&'static str], gguf: &'static str) -> Key {
+    Key { hf, gguf }
+}
+
+/// A checkpoint's hyperparameters.
+pub(crate) struct Config<'a> {
+    pub(crate) files: &'a ModelFiles,
+    /// What precedes every key: `text_config.`, `qwen3moe.`, or nothing.
+    prefix: String,
+    softmax_scale: SoftmaxScale,
+    /// What a person should know about how this checkpoint was understood.
+    notes: RefCell<Vec<String>>,
+}
+
+impl<'a> Config<'a> {
+    pub(crate) fn new(files: &'a ModelFiles, prefix: String, options: &LoadOptions) -> Config<'a> {
+        let notes = RefCell::default();
+        Config { files, prefix, softmax_scale: options.softmax_scale, notes }
+    }
+
+    pub(crate) fn metadata(&self) -> &'a Metadata {
+        &self.files.metadata
+    }
+
+    pub(crate) fn is_gguf(&self) -> bool {
+        self.files.container == Container::Gguf
+    }
+
+    /// What precedes every key of this checkpoint.
+    pub(crate) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// How the loader asked for attention scores to be scaled where sources disagree.
+    pub(crate) fn softmax_scale(&self) -> SoftmaxScale {
+        self.softmax_scale
+    }
+
+    /// Remembers a remark for the person who loads the model.
+    pub(crate) fn note(&self, note: impl Into<String>) {
+        self.notes.borrow_mut().push(note.into());
+    }
+
+    pub(crate) fn into_notes(self) -> Vec<String> {
+        self.notes.into_inner()
+    }
+
+    /// Whether the checkpoint has this tensor.
+    pub(crate) fn has_tensor(&self, name: &str) -> bool {
+        self.files.tensors.contains(name)
+    }
+
+    /// The full name under which this checkpoint holds, or would hold, the value.
+    pub(crate) fn name(&self, key: Key) -> String {
+        if self.is_gguf() {
+            return format!("{}{}", self.prefix, key.gguf);
+        }
+        let full = |name: &&str| format!("{}{name}", self.prefix);
+        let names = key.hf.iter().map(full);
+        let first_name = key.hf.first().map(full).unwrap_or_default();
+        names.into_iter().find(|name| self.metadata().contains(name)).unwrap_or(first_name)
+    }
+
+    /// Whether the checkpoint says anything under this key.
+    pub(crate) fn has(&self, key: Key) -> bool {
+        let silent = if self.is_gguf() { key.gguf.is_empty() } else { key.hf.is_empty() };
+        !silent && self.metadata().contains(&self.name(key))
+    }
+
+    /// A finding about this key.
+    pub(crate) fn fault(&self, key: Key) -> Fault {
+        self.metadata().fault(&self.name(key))
+    }
+
+    /// A count within `range`, which must be there.
+    pub(crate) fn count(&self, key: Key, range: RangeInclusive<usize>) -> Result<usize, LoadError> {
+        let value: usize = self.metadata().read(&self.name(key))?;
+        if range.contains(&value) {
+            return Ok(value);
+        }
+        let fault = self.fault(key).found(value);
+        Err(fault.expected(format!("{} to {}", range.start(), range.end())).config())
+    }
+
+    /// A count within `range`, or `None` where the checkpoint is silent.
+    pub(crate) fn count_if_any(
+        &self,
+        key: Key,
+        range: RangeInclusive<usize>,
+    ) -> Result<Option<usize>, LoadError> {
+        if self.has(key) { self.count(key, range).map(Some) } else { Ok(None) }
+    }
+
+    /// A number above zero, or `default` where the checkpoint is silent.
+    pub(crate) fn positive_or(&self, key: Key, default: f64) -> Result<f64, LoadError> {
+        if !self.has(key) {
+            return Ok(default);
+        }
+        let value: f64 = self.metadata().read(&self.name(key))?;
+        if value > 0.0 && value <= 1e30 {
+            return Ok(value);
+        }
+        Err(self.fault(key).expected("a number above 0").found(value).config())
+    }
+
+    /// Any finite number, or `None` where the checkpoint is silent.
+    pub(crate) fn number_if_any(&self, key: Key) -> Result<Option<f64>, LoadError> {
+        if self.has(key) { self.metadata().read(&self.name(key)).map(Some) } else { Ok(None) }
+    }
+
+    /// A truth value, or `default` where the checkpoint is silent.
+    pub(crate) fn flag_or(&self, key: Key, default: bool) -> Result<bool, LoadError> {
+        if self.has(key) { self.metadata().read(&self.name(key)) } else { Ok(default) }
+    }
+
+    /// A word, or `None` where the checkpoint is silent.
+    pub(crate) fn word_if_any(&self, key: Key) -> Result<Option<&'a str>, LoadError> {
+        if self.has(key) { self.metadata().read(&self.name(key)).map(Some) } else { Ok(None) }
+    }
+
+    /// Refuses the checkpoint when a flag is on that asks for something not offered yet.
+    pub(crate) fn refuse(&self, key: Key, what: &str) -> Result<(), LoadError> {
+        if self.flag_or(key, false)? {
+            let fault = self.fault(key).expected("false").found("true");
+            return Err(fault.hint(format!("{what} is not offered yet")).unsupported());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,60 @@
+//! Mixtral 8x7B and 8x22B: Mistral's attention, eight wide experts, two for each token.
+//!
+//! Weights of the two are a softmax over all experts, divided by their sum. GGUF files carry the
+//! architecture `llama` with expert keys; old ones hold each expert as a tensor of its own.
+
+use crate::error::LoadError;
+use crate::spec::{DenseFfn, Ffn, Gqa, Mixer, ModelSpec, Moe, Renormalise, Router, RouterScore};
+
+use super::Family;
+use super::config::{Config, INTERMEDIATE_MAX};
+use super::names::Role;
+use super::parts::{
+    Attention, EXPERT_INTERMEDIATE, INTERMEDIATE, activation, expert_counts, has_window, layer,
+    masks, model, norm, num_layers,
+};
+
+pub(super) static FAMILY: Family = Family {
+    name: "mixtral",
+    hf: &["MixtralForCausalLM"],
+    gguf: &[],
+    spec,
+    names: &[
+        (Role::Router, "layers.{l}.block_sparse_moe.gate.weight"),
+        (Role::ExpertGate, "layers.{l}.block_sparse_moe.experts.{e}.w1.weight"),
+        (Role::ExpertUp, "layers.{l}.block_sparse_moe.experts.{e}.w3.weight"),
+        (Role::ExpertDown, "layers.{l}.block_sparse_moe.experts.{e}.w2.weight"),
+    ],
+};
+
+/// Softmax over all experts, the winners' weights divided by their sum.
+pub(super) const SOFTMAX_RENORMALISED: Router = Router {
+    score: RouterScore::Softmax,
+    choice_bias: false,
+    groups: None,
+    renormalise: Renormalise::SumPlus(0.0),
+    scale: 1.0,
+};
+
+pub(super) fn spec(c: &Config) -> Result<ModelSpec, LoadError> {
+    let attention = Attention { rope_base: 1e6, ..Attention::PERMUTED };
+    let attention = if c.is_gguf() { Attention::PERMUTED } else { attention }.read(c)?;
+    let norm = norm(c, 1e-5)?;
+    let ffn = Ffn::Moe(moe(c)?);
+    let masks = masks(c, num_layers(c)?, |_| has_window(c))?;
+    let one = |mask| layer(norm, Mixer::Gqa(Gqa { mask, ..attention.clone() }), ffn.clone());
+    model(c, FAMILY.name, masks.into_iter().map(one).collect(), false)
+}
+
+fn moe(c: &Config) -> Result<Moe, LoadError> {
+    let (num_experts, num_experts_per_tok) = expert_counts(c)?;
+    let width = if c.has(EXPERT_INTERMEDIATE) { EXPERT_INTERMEDIATE } else { INTERMEDIATE };
+    let intermediate_size = c.count(width, 1..=INTERMEDIATE_MAX)?;
+    Ok(Moe {
+        num_experts,
+        num_experts_per_tok,
+        expert: DenseFfn { intermediate_size, activation: activation(c)? },
+        router: SOFTMAX_RENORMALISED,
+        shared: None,
+    })
+}

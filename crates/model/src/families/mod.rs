@@ -1,0 +1,124 @@
+//! Every family Moeba knows: one file each, and one line in [`FAMILIES`].
+//!
+//! A family is data. It says which checkpoints are its own, reads their hyperparameters into a
+//! [`ModelSpec`], and lists tensor names that differ from the usual ones. It computes nothing:
+//! that is for `layers/`. How to add one is told in `docs/add-a-family.md`.
+
+pub(crate) mod config;
+mod gemma3;
+mod llama;
+mod mistral;
+mod mistral4;
+mod mixtral;
+pub(crate) mod names;
+mod parts;
+mod qwen3;
+mod qwen3_moe;
+mod rope;
+
+use crate::LoadOptions;
+use crate::error::{Fault, LoadError};
+use crate::files::{Container, ModelFiles};
+use crate::spec::ModelSpec;
+
+use config::Config;
+use names::{Names, Naming};
+
+pub(crate) use rope::FACTORS_TENSOR;
+
+/// One family of models.
+#[derive(Debug)]
+pub struct Family {
+    /// Our name for it.
+    pub name: &'static str,
+    /// Its names under `architectures` in `config.json`.
+    pub hf: &'static [&'static str],
+    /// Its names under `general.architecture` in GGUF.
+    pub gguf: &'static [&'static str],
+    /// Reads the hyperparameters.
+    spec: fn(&Config) -> Result<ModelSpec, LoadError>,
+    /// Hugging Face tensor names that differ from the shared table.
+    names: Names,
+}
+
+/// All families, in the order people read them.
+pub static FAMILIES: &[&Family] = &[
+    &llama::FAMILY,
+    &mistral::FAMILY,
+    &mixtral::FAMILY,
+    &qwen3::FAMILY,
+    &qwen3_moe::FAMILY,
+    &mistral4::FAMILY,
+    &gemma3::FAMILY,
+];
+
+/// What a family makes of a checkpoint.
+#[derive(Debug)]
+pub(crate) struct Described {
+    pub(crate) spec: ModelSpec,
+    pub(crate) naming: Naming,
+    /// Remarks for the person who loads the model.
+    pub(crate) notes: Vec<String>,
+}
+
+/// Finds the checkpoint's family and lets it describe the model.
+pub(crate) fn describe(files: &ModelFiles, options: &LoadOptions) -> Result<Described, LoadError> {
+    let (family, prefix) = match files.container {
+        Container::Gguf => find_gguf(files)?,
+        Container::HuggingFace => find_hugging_face(files)?,
+    };
+    let config = Config::new(files, prefix, options);
+    let spec = (family.spec)(&config)?;
+    let naming = match files.container {
+        Container::Gguf => Naming::gguf(),
+        Container::HuggingFace => Naming::hugging_face(family.names, &files.tensors),
+    };
+    Ok(Described { spec, naming, notes: config.into_notes() })
+}
+
+fn find_gguf(files: &ModelFiles) -> Result<(&'static Family, String), LoadError> {
+    const KEY: &str = "general.architecture";
+    let name = files.metadata.str(KEY)?;
+    let family = FAMILIES.iter().find(|family| family.gguf.contains(&name));
+    let known = || FAMILIES.iter().flat_map(|family| family.gguf.iter().copied()).collect();
+    let family = family.ok_or_else(|| unknown(files.metadata.fault(KEY), name, known()))?;
+    Ok((family, format!("{name}.")))
+}
+
+fn find_hugging_face(files: &ModelFiles) -> Result<(&'static Family, String), LoadError> {
+    const KEY: &str = "architectures";
+    let names: Vec<&str> = files.metadata.read(KEY)?;
+    let known = |name: &&str| FAMILIES.iter().find(|family| family.hf.contains(name));
+    let Some(family) = names.iter().find_map(known) else {
+        let all = FAMILIES.iter().flat_map(|family| family.hf.iter().copied()).collect();
+        return Err(unknown(files.metadata.fault(KEY), names.first().unwrap_or(&""), all));
+    };
+    // Checkpoints of several modalities keep the text model's configuration in an object.
+    let nested = files.metadata.contains("text_config.hidden_size");
+    Ok((family, if nested { "text_config.".to_owned() } else { String::new() }))
+}
+
+fn unknown(fault: Fault, name: &str, mut known: Vec<&'static str>) -> LoadError {
+    known.sort_by_key(|candidate| distance(candidate, name));
+    known.truncate(3);
+    let hint = format!("the nearest Moeba knows: `{}`", known.join("`, `"));
+    fault.expected("an architecture Moeba knows").found(name).hint(hint).unsupported()
+}
+
+/// How many letters have to be inserted, deleted or replaced to turn one name into the other.
+fn distance(a: &str, b: &str) -> usize {
+    // Names come from files; comparing their beginnings is enough and bounds the work.
+    let (a, b): (Vec<char>, Vec<char>) =
+        (a.chars().take(64).collect(), b.chars().take(64).collect());
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.iter().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}

@@ -1,0 +1,256 @@
+//! The parts families are put together from: read once here, varied in the family files.
+
+use crate::error::LoadError;
+use crate::spec::{
+    Activation, AttentionBias, DenseFfn, Ffn, Gqa, Head, LayerSpec, Mask, Mixer, ModelSpec, Norm,
+    QkNorm, QueryScale, RopePairing,
+};
+
+use super::config::{
+    CONTEXT_MAX, Config, EXPERTS_MAX, HEAD_DIM_MAX, HEADS_MAX, HIDDEN_MAX, INTERMEDIATE_MAX, Key,
+    LAYERS_MAX, VOCAB_MAX, key,
+};
+use super::rope::{RopeFrom, rope};
+
+pub(super) const NUM_LAYERS: Key = key(&["num_hidden_layers"], "block_count");
+pub(super) const HIDDEN_SIZE: Key = key(&["hidden_size"], "embedding_length");
+pub(super) const VOCAB_SIZE: Key = key(&["vocab_size"], "vocab_size");
+pub(super) const CONTEXT: Key = key(&["max_position_embeddings"], "context_length");
+pub(super) const INTERMEDIATE: Key = key(&["intermediate_size"], "feed_forward_length");
+pub(super) const HEADS: Key = key(&["num_attention_heads"], "attention.head_count");
+pub(super) const KV_HEADS: Key = key(&["num_key_value_heads"], "attention.head_count_kv");
+pub(super) const HEAD_DIM: Key = key(&["head_dim"], "attention.key_length");
+pub(super) const VALUE_DIM: Key = key(&[], "attention.value_length");
+pub(super) const EPS: Key = key(&["rms_norm_eps"], "attention.layer_norm_rms_epsilon");
+pub(super) const ATTENTION_BIAS: Key = key(&["attention_bias"], "");
+pub(super) const MLP_BIAS: Key = key(&["mlp_bias"], "");
+pub(super) const HIDDEN_ACT: Key = key(&["hidden_act", "hidden_activation"], "");
+pub(super) const TIED: Key = key(&["tie_word_embeddings"], "");
+pub(super) const SLIDING_WINDOW: Key = key(&["sliding_window"], "attention.sliding_window");
+pub(super) const LAYER_TYPES: Key = key(&["layer_types"], "");
+pub(super) const NUM_EXPERTS: Key =
+    key(&["num_local_experts", "num_experts", "n_routed_experts"], "expert_count");
+pub(super) const EXPERTS_PER_TOK: Key = key(&["num_experts_per_tok"], "expert_used_count");
+pub(super) const EXPERT_INTERMEDIATE: Key =
+    key(&["moe_intermediate_size"], "expert_feed_forward_length");
+
+/// Number of layers.
+pub(super) fn num_layers(c: &Config) -> Result<usize, LoadError> {
+    c.count(NUM_LAYERS, 1..=LAYERS_MAX)
+}
+
+/// Width of the residual stream.
+pub(super) fn hidden_size(c: &Config) -> Result<usize, LoadError> {
+    c.count(HIDDEN_SIZE, 1..=HIDDEN_MAX)
+}
+
+/// The model around these layers: plain embedding, final norm and head, tied if the checkpoint
+/// says so (`tied` where it is silent).
+pub(super) fn model(
+    c: &Config,
+    family: &'static str,
+    layers: Vec<LayerSpec>,
+    tied: bool,
+) -> Result<ModelSpec, LoadError> {
+    Ok(ModelSpec {
+        family,
+        vocab_size: vocab_size(c)?,
+        hidden_size: hidden_size(c)?,
+        context_length: c.count_if_any(CONTEXT, 1..=CONTEXT_MAX)?.unwrap_or(4096),
+        embedding_scale: 1.0,
+        final_norm: layers[0].mixer_norm,
+        layers,
+        head: head(c, tied)?,
+        logit_scale: 1.0,
+        logit_softcap: None,
+    })
+}
+
+/// One layer in the usual arrangement: norms before, none after.
+pub(super) fn layer(norm: Norm, mixer: Mixer, ffn: Ffn) -> LayerSpec {
+    LayerSpec {
+        mixer_norm: norm,
+        mixer,
+        mixer_post_norm: None,
+        ffn_norm: norm,
+        ffn,
+        ffn_post_norm: None,
+        residual_scale: 1.0,
+    }
+}
+
+/// The norm most layers share.
+pub(super) fn norm(c: &Config, default_eps: f64) -> Result<Norm, LoadError> {
+    Ok(Norm::plain(c.positive_or(EPS, default_eps)? as f32))
+}
+
+fn vocab_size(c: &Config) -> Result<usize, LoadError> {
+    // GGUF writers leave the key out more often than not; the embedding has one row per token.
+    if c.is_gguf()
+        && !c.has(VOCAB_SIZE)
+        && let Some(embedding) = c.files.tensors.header("token_embd.weight")
+        && let Some(rows) = embedding.shape.first()
+    {
+        return Ok((*rows).clamp(1, VOCAB_MAX));
+    }
+    c.count(VOCAB_SIZE, 1..=VOCAB_MAX)
+}
+
+fn head(c: &Config, default: bool) -> Result<Head, LoadError> {
+    let outer = "tie_word_embeddings";
+    let tied = if c.is_gguf() {
+        !c.has_tensor("output.weight")
+    } else if c.has(TIED) || !c.metadata().contains(outer) {
+        c.flag_or(TIED, default)?
+    } else {
+        c.metadata().bool(outer)?
+    };
+    Ok(if tied { Head::Tied } else { Head::Own })
+}
+
+/// What a family's attention adds to the common reading.
+pub(super) struct Attention {
+    /// How pairs of the rope lie in Hugging Face files.
+    pub(super) hf_pairing: RopePairing,
+    /// How they lie in GGUF files.
+    pub(super) gguf_pairing: RopePairing,
+    /// Base of the rope where the checkpoint is silent.
+    pub(super) rope_base: f64,
+}
+
+impl Attention {
+    /// Rotate-half in Hugging Face files; GGUF's writer permuted queries and keys.
+    pub(super) const PERMUTED: Attention = Attention {
+        hf_pairing: RopePairing::Half,
+        gguf_pairing: RopePairing::Interleaved,
+        rope_base: 10000.0,
+    };
+
+    /// Rotate-half in both containers.
+    pub(super) const HALF: Attention = Attention {
+        hf_pairing: RopePairing::Half,
+        gguf_pairing: RopePairing::Half,
+        rope_base: 10000.0,
+    };
+
+    /// Reads grouped-query attention over the full context.
+    pub(super) fn read(&self, c: &Config) -> Result<Gqa, LoadError> {
+        let heads = c.count(HEADS, 1..=HEADS_MAX)?;
+        let kv_heads = c.count_if_any(KV_HEADS, 1..=heads)?.unwrap_or(heads);
+        if heads % kv_heads != 0 {
+            let expected = format!("a divisor of the {heads} attention heads");
+            return Err(c.fault(KV_HEADS).expected(expected).found(kv_heads).config());
+        }
+        let head_dim = head_dim(c, heads)?;
+        let pairing = if c.is_gguf() { self.gguf_pairing } else { self.hf_pairing };
+        let rope = rope(c, head_dim, pairing, &RopeFrom::model(self.rope_base))?;
+        Ok(Gqa {
+            num_attention_heads: heads,
+            num_key_value_heads: kv_heads,
+            head_dim,
+            bias: attention_bias(c)?,
+            qk_norm: QkNorm::None,
+            rope: Some(rope),
+            mask: Mask::Full,
+            scale: (head_dim as f64).powf(-0.5) as f32,
+            query_scale: QueryScale::One,
+            score_softcap: None,
+            sinks: false,
+        })
+    }
+}
+
+fn head_dim(c: &Config, heads: usize) -> Result<usize, LoadError> {
+    let hidden = hidden_size(c)?;
+    let Some(dim) = c.count_if_any(HEAD_DIM, 1..=HEAD_DIM_MAX)? else {
+        if hidden % heads != 0 {
+            let expected = format!("a divisor of the hidden size {hidden}");
+            let hint = "or say the width of a head in the configuration";
+            return Err(c.fault(HEADS).expected(expected).found(heads).hint(hint).config());
+        }
+        return Ok(hidden / heads);
+    };
+    if let Some(value_dim) = c.count_if_any(VALUE_DIM, 1..=HEAD_DIM_MAX)?
+        && value_dim != dim
+    {
+        let expected = format!("the width of keys, {dim}");
+        return Err(c.fault(VALUE_DIM).expected(expected).found(value_dim).unsupported());
+    }
+    Ok(dim)
+}
+
+fn attention_bias(c: &Config) -> Result<AttentionBias, LoadError> {
+    let (qkv, output) = if c.is_gguf() {
+        (c.has_tensor("blk.0.attn_q.bias"), c.has_tensor("blk.0.attn_output.bias"))
+    } else {
+        let all = c.flag_or(ATTENTION_BIAS, false)?;
+        (all, all)
+    };
+    Ok(match (qkv, output) {
+        (false, _) => AttentionBias::None,
+        (true, false) => AttentionBias::Qkv,
+        (true, true) => AttentionBias::QkvAndOutput,
+    })
+}
+
+/// Which positions each layer sees: as `layer_types` lists it, else `otherwise(layer)` says
+/// whether a layer's window slides.
+pub(super) fn masks(
+    c: &Config,
+    layers: usize,
+    otherwise: impl Fn(usize) -> bool,
+) -> Result<Vec<Mask>, LoadError> {
+    let window = c.count_if_any(SLIDING_WINDOW, 1..=CONTEXT_MAX)?;
+    let slide = || {
+        let fault = || c.fault(SLIDING_WINDOW).expected("a window").found("nothing").config();
+        window.map(Mask::Sliding).ok_or_else(fault)
+    };
+    if !c.has(LAYER_TYPES) {
+        let mask = |layer| if otherwise(layer) { slide() } else { Ok(Mask::Full) };
+        return (0..layers).map(mask).collect();
+    }
+    let kinds: Vec<&str> = c.metadata().read(&c.name(LAYER_TYPES))?;
+    if kinds.len() != layers {
+        let expected = format!("one entry for each of {layers} layers");
+        let found = format!("{} entries", kinds.len());
+        return Err(c.fault(LAYER_TYPES).expected(expected).found(found).config());
+    }
+    let mask = |kind: &str| match kind {
+        "full_attention" => Ok(Mask::Full),
+        "sliding_attention" => slide(),
+        other => {
+            let expected = "`full_attention` or `sliding_attention`";
+            Err(c.fault(LAYER_TYPES).expected(expected).found(other).unsupported())
+        }
+    };
+    kinds.into_iter().map(mask).collect()
+}
+
+/// Whether the checkpoint names a sliding window at all.
+pub(super) fn has_window(c: &Config) -> bool {
+    c.has(SLIDING_WINDOW)
+}
+
+/// A network of the width under `width`, gated by the activation the checkpoint names.
+pub(super) fn dense(c: &Config, width: Key) -> Result<DenseFfn, LoadError> {
+    let intermediate_size = c.count(width, 1..=INTERMEDIATE_MAX)?;
+    Ok(DenseFfn { intermediate_size, activation: activation(c)? })
+}
+
+/// The gate's activation; SiLU where the checkpoint is silent.
+pub(super) fn activation(c: &Config) -> Result<Activation, LoadError> {
+    match c.word_if_any(HIDDEN_ACT)? {
+        None | Some("silu" | "swish") => Ok(Activation::Silu),
+        Some("gelu_pytorch_tanh" | "gelu_new") => Ok(Activation::GeluTanh),
+        Some(other) => {
+            let expected = "`silu` or `gelu_pytorch_tanh`";
+            Err(c.fault(HIDDEN_ACT).expected(expected).found(other).unsupported())
+        }
+    }
+}
+
+/// How many experts there are, and how many work on a token.
+pub(super) fn expert_counts(c: &Config) -> Result<(usize, usize), LoadError> {
+    let experts = c.count(NUM_EXPERTS, 1..=EXPERTS_MAX)?;
+    Ok((experts, c.count(EXPERTS_PER_TOK, 1..=experts)?))
+}

@@ -1,0 +1,37 @@
+//! Qwen3, dense: a norm on every head of queries and keys, and heads of a width of their own.
+
+use crate::error::LoadError;
+use crate::spec::{Ffn, Gqa, Mask, Mixer, ModelSpec, QkNorm};
+
+use super::Family;
+use super::config::{Config, Key, LAYERS_MAX, key};
+use super::parts::{
+    Attention, INTERMEDIATE, LAYER_TYPES, dense, layer, masks, model, norm, num_layers,
+};
+
+const USE_WINDOW: Key = key(&["use_sliding_window"], "");
+const WINDOW_FROM: Key = key(&["max_window_layers"], "");
+
+pub(super) static FAMILY: Family =
+    Family { name: "qwen3", hf: &["Qwen3ForCausalLM"], gguf: &["qwen3"], spec, names: &[] };
+
+fn spec(c: &Config) -> Result<ModelSpec, LoadError> {
+    let (norm, ffn) = (norm(c, 1e-6)?, Ffn::Dense(dense(c, INTERMEDIATE)?));
+    let layers = attention(c)?.into_iter().map(|gqa| layer(norm, Mixer::Gqa(gqa), ffn.clone()));
+    model(c, FAMILY.name, layers.collect(), false)
+}
+
+/// Attention of every layer; the window slides from a given layer on, where it slides at all.
+pub(super) fn attention(c: &Config) -> Result<Vec<Gqa>, LoadError> {
+    let layers = num_layers(c)?;
+    let gqa = Attention::HALF.read(c)?;
+    let gqa = Gqa { qk_norm: QkNorm::PerHead(norm(c, 1e-6)?), ..gqa };
+    let slides = c.flag_or(USE_WINDOW, false)?;
+    let first = c.count_if_any(WINDOW_FROM, 0..=LAYERS_MAX)?.unwrap_or(28);
+    let masks = if slides || c.has(LAYER_TYPES) {
+        masks(c, layers, |layer| slides && layer >= first)?
+    } else {
+        vec![Mask::Full; layers]
+    };
+    Ok(masks.into_iter().map(|mask| Gqa { mask, ..gqa.clone() }).collect())
+}

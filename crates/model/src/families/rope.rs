@@ -1,0 +1,189 @@
+//! Reads rotary embeddings in all the ways checkpoints write them down.
+//!
+//! Hugging Face configs come in two generations: `rope_theta` beside `rope_scaling`, and
+//! `rope_parameters`, which nests both and may nest once more by kind of layer. GGUF has its
+//! `rope.*` keys, and a tensor of factors where the scaling is Llama 3's.
+
+use crate::error::LoadError;
+use crate::spec::{Rope, RopePairing, RopeScaling, Yarn};
+use crate::weights::vector;
+
+use super::config::{Config, Key, key};
+use super::parts::CONTEXT;
+
+const GGUF_TYPE: Key = key(&[], "rope.scaling.type");
+const GGUF_DIM: Key = key(&[], "rope.dimension_count");
+/// The name of GGUF's tensor of factors.
+pub(crate) const FACTORS_TENSOR: &str = "rope_freqs.weight";
+
+/// Where one kind of rope is written down.
+pub(super) struct RopeFrom {
+    /// The base frequency.
+    pub(super) base: Key,
+    /// Its value where the checkpoint is silent.
+    pub(super) base_default: f64,
+    /// Objects that may hold the scaling, in `config.json`.
+    pub(super) scaling: &'static [&'static str],
+    /// Whether GGUF's scaling keys apply.
+    pub(super) gguf_scaling: bool,
+}
+
+impl RopeFrom {
+    /// The rope of the whole model, or of its layers with full attention.
+    pub(super) fn model(base_default: f64) -> RopeFrom {
+        const BASE: Key = key(
+            &[
+                "rope_parameters.full_attention.rope_theta",
+                "rope_parameters.rope_theta",
+                "rope_theta",
+            ],
+            "rope.freq_base",
+        );
+        let scaling = &["rope_parameters.full_attention", "rope_parameters", "rope_scaling"];
+        RopeFrom { base: BASE, base_default, scaling, gguf_scaling: true }
+    }
+}
+
+/// Reads a rope over `dim` values.
+pub(super) fn rope(
+    c: &Config,
+    dim: usize,
+    pairing: RopePairing,
+    from: &RopeFrom,
+) -> Result<Rope, LoadError> {
+    let dim = c.count_if_any(GGUF_DIM, 1..=dim)?.unwrap_or(dim);
+    if dim % 2 != 0 {
+        let expected = "an even number of values to rotate";
+        return Err(c.fault(GGUF_DIM).expected(expected).found(dim).config());
+    }
+    let base = c.positive_or(from.base, from.base_default)?;
+    let scaling = if c.is_gguf() { gguf_scaling(c, dim, from)? } else { hf_scaling(c, from)? };
+    Ok(Rope { dim, pairing, base, scaling })
+}
+
+/// A number of one scaling object, under the name of either container.
+struct Numbers<'a> {
+    c: &'a Config<'a>,
+    object: &'a str,
+}
+
+impl Numbers<'_> {
+    fn name(&self, hf: &str) -> String {
+        // Keys are static in `Config`; here the object varies, so names are put together.
+        format!("{}{}.{hf}", self.c.prefix(), self.object)
+    }
+
+    fn any(&self, hf: &str) -> Result<Option<f64>, LoadError> {
+        self.c.metadata().read_optional(&self.name(hf))
+    }
+
+    fn positive(&self, hf: &str, default: Option<f64>) -> Result<f64, LoadError> {
+        let name = self.name(hf);
+        let value = match (self.any(hf)?, default) {
+            (Some(value), _) | (None, Some(value)) => value,
+            (None, None) => self.c.metadata().read(&name)?,
+        };
+        if value > 0.0 && value <= 1e30 {
+            return Ok(value);
+        }
+        Err(self.c.metadata().fault(&name).expected("a number above 0").found(value).config())
+    }
+}
+
+fn hf_scaling(c: &Config, from: &RopeFrom) -> Result<RopeScaling, LoadError> {
+    let kind = |object: &&str| {
+        let name = |field| format!("{}{object}.{field}", c.prefix());
+        ["rope_type", "type"].map(name).into_iter().find(|name| c.metadata().contains(name))
+    };
+    let Some((object, kind)) = from.scaling.iter().find_map(|o| Some((*o, kind(o)?))) else {
+        return Ok(RopeScaling::None);
+    };
+    let numbers = Numbers { c, object };
+    let context = c.positive_or(CONTEXT, 4096.0)?;
+    let original = || -> Result<f64, LoadError> {
+        const OUTER: Key = key(&["original_max_position_embeddings"], "");
+        let outer = c.positive_or(OUTER, context)?;
+        numbers.positive("original_max_position_embeddings", Some(outer))
+    };
+    match c.metadata().str(&kind)? {
+        "default" => Ok(RopeScaling::None),
+        "linear" => Ok(RopeScaling::Linear { factor: numbers.positive("factor", None)? }),
+        "llama3" => Ok(RopeScaling::Llama3 {
+            factor: numbers.positive("factor", None)?,
+            low_freq_factor: numbers.positive("low_freq_factor", None)?,
+            high_freq_factor: numbers.positive("high_freq_factor", None)?,
+            original: original()?,
+        }),
+        "yarn" => hf_yarn(&numbers, original()?, context),
+        other => Err(unknown_kind(c, &kind, other)),
+    }
+}
+
+fn unknown_kind(c: &Config, name: &str, found: &str) -> LoadError {
+    let expected = "`default`, `linear`, `llama3` or `yarn`";
+    c.metadata().fault(name).expected(expected).found(found).unsupported()
+}
+
+fn hf_yarn(numbers: &Numbers, original: f64, context: f64) -> Result<RopeScaling, LoadError> {
+    let factor = numbers.positive("factor", Some((context / original).max(1.0)))?;
+    let weights = (numbers.any("mscale")?, numbers.any("mscale_all_dim")?);
+    let attention_factor = match (numbers.any("attention_factor")?, weights) {
+        (Some(given), _) => given,
+        (None, (Some(num), Some(den))) if num != 0.0 && den != 0.0 => {
+            Yarn::magnitude(factor, num) / Yarn::magnitude(factor, den)
+        }
+        (None, _) => Yarn::magnitude(factor, 1.0),
+    };
+    let truncate = numbers.c.metadata().read_or(&numbers.name("truncate"), true)?;
+    Ok(RopeScaling::Yarn(Yarn {
+        factor,
+        original,
+        beta_fast: numbers.positive("beta_fast", Some(32.0))?,
+        beta_slow: numbers.positive("beta_slow", Some(1.0))?,
+        truncate,
+        attention_factor: attention_factor as f32,
+    }))
+}
+
+fn gguf_scaling(c: &Config, dim: usize, from: &RopeFrom) -> Result<RopeScaling, LoadError> {
+    const FACTOR: Key = key(&[], "rope.scaling.factor");
+    const OLD_FACTOR: Key = key(&[], "rope.scale_linear");
+    const ORIGINAL: Key = key(&[], "rope.scaling.original_context_length");
+    const FAST: Key = key(&[], "rope.scaling.yarn_beta_fast");
+    const SLOW: Key = key(&[], "rope.scaling.yarn_beta_slow");
+    const ATTENTION: Key = key(&[], "rope.scaling.attn_factor");
+    if !from.gguf_scaling {
+        return Ok(RopeScaling::None);
+    }
+    if c.has_tensor(FACTORS_TENSOR) {
+        return factors(c, dim / 2).map(RopeScaling::Factors);
+    }
+    let factor = if c.has(FACTOR) { FACTOR } else { OLD_FACTOR };
+    let kind = c.word_if_any(GGUF_TYPE)?.unwrap_or(if c.has(factor) { "linear" } else { "none" });
+    let factor = c.positive_or(factor, 1.0)?;
+    match kind {
+        "none" => Ok(RopeScaling::None),
+        "linear" if factor == 1.0 => Ok(RopeScaling::None),
+        "linear" => Ok(RopeScaling::Linear { factor }),
+        "yarn" => Ok(RopeScaling::Yarn(Yarn {
+            factor,
+            original: c.positive_or(ORIGINAL, c.positive_or(CONTEXT, 4096.0)?)?,
+            beta_fast: c.positive_or(FAST, 32.0)?,
+            beta_slow: c.positive_or(SLOW, 1.0)?,
+            truncate: true,
+            attention_factor: (c.positive_or(ATTENTION, 1.0)? * Yarn::magnitude(factor, 1.0))
+                as f32,
+        })),
+        other => Err(unknown_kind(c, &c.name(GGUF_TYPE), other)),
+    }
+}
+
+/// The divisors of the frequencies of `pairs` pairs.
+fn factors(c: &Config, pairs: usize) -> Result<Vec<f32>, LoadError> {
+    let factors = vector(&c.files.tensors, FACTORS_TENSOR, pairs)?;
+    if let Some(bad) = factors.iter().find(|factor| !(**factor > 0.0 && factor.is_finite())) {
+        let fault = c.files.tensors.fault(FACTORS_TENSOR);
+        return Err(fault.expected("factors above 0").found(bad).damaged());
+    }
+    Ok(factors)
+}

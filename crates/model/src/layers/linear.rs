@@ -1,0 +1,90 @@
+//! Matrix products of a layer: weights with an optional bias, and lists of many products at once.
+
+use std::ops::Range;
+
+use moeba_kernels::activations::{ActKinds, Activations};
+use moeba_kernels::matmul::{Job, Rows, matmul};
+use moeba_kernels::ops;
+use moeba_kernels::pool::Pool;
+
+use crate::weights::Weight;
+
+/// `y = W·x + b`.
+#[derive(Debug)]
+pub(crate) struct Linear {
+    /// `[outputs, inputs]`
+    pub(crate) weight: Weight,
+    /// `[outputs]`
+    pub(crate) bias: Option<Vec<f32>>,
+}
+
+impl Linear {
+    /// The product with the input rows `rows` as a job; the bias comes after it.
+    pub(crate) fn job<'a>(
+        &'a self,
+        input: &'a Activations,
+        rows: Range<usize>,
+        output: &'a mut [f32],
+    ) -> Job<'a> {
+        let weight = self.weight.matrix();
+        Job { weight, input, input_col: 0, rows: Rows::Range(rows), output }
+    }
+
+    /// Adds the bias to every row of `output` `[rows, outputs]`, where there is one.
+    pub(crate) fn add_bias(&self, pool: &Pool, output: &mut [f32]) {
+        if let Some(bias) = &self.bias {
+            pool.for_each_row(output, bias.len(), |_, row| ops::add_assign(row, bias));
+        }
+    }
+
+    /// Multiplies all rows of `input` and adds the bias: `output` is `[rows, outputs]`.
+    pub(crate) fn forward(&self, pool: &Pool, input: &Activations, output: &mut [f32]) {
+        matmul(pool, &mut [self.job(input, 0..input.rows(), output)]);
+        self.add_bias(pool, output);
+    }
+}
+
+/// The forms of an input that all of these weights need.
+pub(crate) fn kinds<'a>(weights: impl IntoIterator<Item = &'a Weight>) -> ActKinds {
+    let each = weights.into_iter().map(|weight| ActKinds::of(weight.dtype()));
+    each.fold(ActKinds::F32, |all, kind| all | kind)
+}
+
+/// A list of products whose memory outlives the borrows in it, so that a step allocates nothing.
+#[derive(Debug)]
+pub(crate) struct JobList(Vec<Job<'static>>);
+
+impl JobList {
+    pub(crate) fn with_capacity(jobs: usize) -> JobList {
+        JobList(Vec::with_capacity(jobs))
+    }
+
+    /// Runs the jobs that `fill` puts into an empty list, as one parallel region.
+    pub(crate) fn run<'a>(&mut self, pool: &Pool, fill: impl FnOnce(&mut Vec<Job<'a>>)) {
+        let mut jobs: Vec<Job<'a>> = emptied(std::mem::take(&mut self.0));
+        fill(&mut jobs);
+        matmul(pool, &mut jobs);
+        self.0 = emptied(jobs);
+    }
+}
+
+/// The same memory for jobs of another lifetime. Collecting an emptied list into one of equal
+/// layout reuses its allocation; the test below holds the standard library to that.
+fn emptied<'b>(mut jobs: Vec<Job<'_>>) -> Vec<Job<'b>> {
+    jobs.clear();
+    jobs.into_iter().map(|_| -> Job<'b> { unreachable!("the list was cleared") }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_emptied_list_keeps_its_memory() {
+        let list: Vec<Job<'static>> = Vec::with_capacity(40);
+        let before = list.as_ptr() as usize;
+        let list: Vec<Job<'_>> = emptied(list);
+        assert_eq!(list.as_ptr() as usize, before);
+        assert!(list.capacity() >= 40);
+    }
+}

@@ -1,0 +1,9 @@
+//! What layers compute, one computation each. No family's name appears here.
+
+pub(crate) mod attention;
+pub(crate) mod dense_ffn;
+pub(crate) mod linear;
+pub(crate) mod mla;
+pub(crate) mod moe;
+pub(crate) mod norm;
+mod router;

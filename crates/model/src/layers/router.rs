@@ -1,0 +1,155 @@
+//! Which experts work on a token, and how much each counts: pure arithmetic on one token's logits.
+//!
+//! A token's choice depends on that token alone, never on the batch around it.
+
+use moeba_kernels::ops;
+
+use crate::spec::{ExpertGroups, GroupRank, Renormalise, Router, RouterScore};
+
+/// One token's scratch and answer.
+pub(crate) struct Choice<'a> {
+    /// The router's logits, `[experts]`; holds the scores afterwards.
+    pub(crate) scores: &'a mut [f32],
+    /// Scratch, `[experts]`: the scores experts are chosen by.
+    pub(crate) ranked: &'a mut [f32],
+    /// The chosen experts, best first, `[experts_per_tok]`.
+    pub(crate) experts: &'a mut [u32],
+    /// Their weights, `[experts_per_tok]`.
+    pub(crate) weights: &'a mut [f32],
+}
+
+/// Chooses and weighs the experts of one token. `bias` is the correction for the choice,
+/// `[experts]`, where the router has one.
+pub(crate) fn route(router: &Router, bias: Option<&[f32]>, choice: Choice) {
+    let Choice { scores, ranked, experts, weights } = choice;
+    match router.score {
+        RouterScore::Softmax => ops::softmax(scores),
+        RouterScore::Sigmoid => ops::sigmoid(scores),
+        RouterScore::SoftmaxOfChosen => {}
+    }
+    ranked.copy_from_slice(scores);
+    if let Some(bias) = bias {
+        ops::add_assign(ranked, bias);
+    }
+    if let Some(groups) = &router.groups {
+        drop_groups(groups, |expert| scores[expert] + bias.map_or(0.0, |b| b[expert]), ranked);
+    }
+    ops::top_k(ranked, experts, weights);
+    for (weight, expert) in weights.iter_mut().zip(experts.iter()) {
+        *weight = scores[*expert as usize];
+    }
+    if router.score == RouterScore::SoftmaxOfChosen {
+        ops::softmax(weights);
+    }
+    let sum: f32 = weights.iter().sum();
+    let divisor = match router.renormalise {
+        Renormalise::Never => 1.0,
+        Renormalise::SumPlus(epsilon) => sum + epsilon,
+        Renormalise::SumAtLeast(floor) => sum.max(floor),
+    };
+    for weight in weights {
+        *weight = *weight / divisor * router.scale;
+    }
+}
+
+/// Puts all experts outside the best groups out of reach. Ties go to the lower group.
+fn drop_groups(groups: &ExpertGroups, score: impl Fn(usize) -> f32, ranked: &mut [f32]) {
+    let size = ranked.len() / groups.count;
+    let rank = |group: usize| {
+        let (mut best, mut second) = (f32::NEG_INFINITY, f32::NEG_INFINITY);
+        for score in (group * size..(group + 1) * size).map(&score) {
+            if score > best {
+                (best, second) = (score, best);
+            } else if score > second {
+                second = score;
+            }
+        }
+        let both = groups.rank == GroupRank::BestTwo && size > 1;
+        if both { best + second } else { best }
+    };
+    // Ranks are computed anew for each comparison: groups are few, and no scratch is needed.
+    for group in 0..groups.count {
+        let own = rank(group);
+        let ahead = |other: usize| rank(other) > own || (rank(other) == own && other < group);
+        if (0..groups.count).filter(|&other| ahead(other)).count() >= groups.keep {
+            ranked[group * size..(group + 1) * size].fill(f32::NEG_INFINITY);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn routed(
+        router: &Router,
+        bias: Option<&[f32]>,
+        logits: &[f32],
+        k: usize,
+    ) -> (Vec<u32>, Vec<f32>) {
+        let (mut scores, mut ranked) = (logits.to_vec(), vec![0.0; logits.len()]);
+        let (mut experts, mut weights) = (vec![0; k], vec![0.0; k]);
+        let (experts_out, weights_out) = (&mut experts[..], &mut weights[..]);
+        let choice = Choice {
+            scores: &mut scores,
+            ranked: &mut ranked,
+            experts: experts_out,
+            weights: weights_out,
+        };
+        route(router, bias, choice);
+        (experts, weights)
+    }
+
+    fn sigmoid(x: f32) -> f32 {
+        1.0 / (1.0 + (-x).exp())
+    }
+
+    fn router(score: RouterScore, renormalise: Renormalise) -> Router {
+        Router { score, choice_bias: false, groups: None, renormalise, scale: 1.0 }
+    }
+
+    fn assert_near(got: &[f32], want: &[f32]) {
+        assert!(got.iter().zip(want).all(|(g, w)| (g - w).abs() < 1e-6), "{got:?} is not {want:?}");
+    }
+
+    const LOGITS: [f32; 6] = [0.0, 2.0, -1.0, 1.0, 0.5, 1.5];
+
+    #[test]
+    fn renormalised_softmax_is_the_softmax_of_the_chosen() {
+        let all = router(RouterScore::Softmax, Renormalise::SumPlus(0.0));
+        let chosen = router(RouterScore::SoftmaxOfChosen, Renormalise::Never);
+        let (experts, weights) = routed(&all, None, &LOGITS, 3);
+        assert_eq!(experts, [1, 5, 3]);
+        let (same, near) = routed(&chosen, None, &LOGITS, 3);
+        assert_eq!(same, experts);
+        assert_near(&weights, &near);
+        assert_near(&[weights.iter().sum()], &[1.0]);
+    }
+
+    #[test]
+    fn a_bias_changes_the_choice_and_not_the_weight() {
+        let router = Router { scale: 2.5, ..router(RouterScore::Sigmoid, Renormalise::Never) };
+        let bias = [0.0, 0.0, 9.0, 0.0, 0.0, 0.0];
+        let (experts, weights) = routed(&router, Some(&bias), &LOGITS, 2);
+        assert_eq!(experts, [2, 1]);
+        assert_near(&weights, &[2.5 * sigmoid(-1.0), 2.5 * sigmoid(2.0)]);
+    }
+
+    #[test]
+    fn groups_are_ranked_by_their_best_two_or_their_best() {
+        let groups = |rank| Some(ExpertGroups { count: 3, keep: 1, rank });
+        let logits = [3.0, -9.0, 2.0, 1.9, 0.0, 0.0];
+        let plain = router(RouterScore::SoftmaxOfChosen, Renormalise::Never);
+        let two = Router { groups: groups(GroupRank::BestTwo), ..plain.clone() };
+        assert_eq!(routed(&two, None, &logits, 2).0, [2, 3]);
+        let one = Router { groups: groups(GroupRank::Best), ..plain };
+        assert_eq!(routed(&one, None, &logits, 2).0, [0, 1]);
+    }
+
+    #[test]
+    fn nan_logits_never_choose_an_expert_that_does_not_exist() {
+        let router = router(RouterScore::Softmax, Renormalise::SumPlus(0.0));
+        let (experts, _) = routed(&router, None, &[f32::NAN; 5], 3);
+        assert!(experts.iter().all(|expert| *expert < 5));
+    }
+}

@@ -1,0 +1,251 @@
+//! From tensors in files to matrices with the shapes a spec calls for.
+//!
+//! Nothing is copied or converted here but short vectors (norms, biases), so loading a model of
+//! any size is instant; bytes are read when a kernel first multiplies them. Whatever is missing
+//! or of another shape is collected, and refused once with the first few named.
+
+use std::collections::HashSet;
+
+use moeba_kernels::dtype::DType;
+use moeba_kernels::os::memory::{Bytes, Region};
+use moeba_kernels::tensor::Matrix;
+
+use crate::error::{Fault, LoadError};
+use crate::families::names::{Naming, Role};
+use crate::files::{ModelFiles, TensorInfo, TensorSource};
+
+/// Weights `[rows, cols]` in whatever format the file holds them.
+#[derive(Clone, Debug)]
+pub(crate) struct Weight {
+    dtype: DType,
+    rows: usize,
+    cols: usize,
+    bytes: Bytes,
+}
+
+impl Weight {
+    /// The weights as the kernels see them, `[rows, cols]`.
+    pub(crate) fn matrix(&self) -> Matrix<'_> {
+        Matrix::new(self.dtype, self.rows, self.cols, &self.bytes)
+    }
+
+    /// The format the weights are stored in.
+    pub(crate) fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Number of outputs.
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of inputs.
+    pub(crate) fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Bytes of the whole matrix.
+    pub(crate) fn num_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Rows `first .. first + rows` as weights of their own.
+    pub(crate) fn slice_rows(&self, first: usize, rows: usize) -> Weight {
+        let row_bytes = self.bytes.len() / self.rows.max(1);
+        let bytes = self.bytes.slice(first * row_bytes..(first + rows) * row_bytes);
+        Weight { rows, bytes, ..self.clone() }
+    }
+}
+
+/// Finds tensors by role, checks their shapes, and remembers what was wrong.
+pub(crate) struct Loader<'a> {
+    files: &'a ModelFiles,
+    naming: Naming,
+    used: HashSet<String>,
+    problems: Vec<String>,
+    num_problems: usize,
+    /// Stands for bytes that were not found, until the files are refused.
+    nothing: Bytes,
+}
+
+/// How many problems an error lists.
+const PROBLEMS_LISTED: usize = 5;
+
+impl<'a> Loader<'a> {
+    pub(crate) fn new(files: &'a ModelFiles, naming: Naming) -> Loader<'a> {
+        let (used, problems) = (HashSet::new(), Vec::new());
+        let nothing = Bytes::try_from(&[][..]).expect("no memory is needed for nothing");
+        Loader { files, naming, used, problems, num_problems: 0, nothing }
+    }
+
+    /// Whether the file holds a tensor for this role.
+    pub(crate) fn has(&self, role: Role, layer: usize) -> bool {
+        let mut names = self.naming.candidates(role, layer, 0);
+        names.any(|(name, _)| self.files.tensors.contains(&name))
+    }
+
+    /// The weights of `role`, `[rows, cols]`.
+    pub(crate) fn matrix(
+        &mut self,
+        role: Role,
+        layer: usize,
+        [rows, cols]: [usize; 2],
+    ) -> Result<Weight, LoadError> {
+        let name = self.name(role, layer, 0);
+        Ok(match self.tensor(&name, &[rows, cols])? {
+            Some(tensor) => Weight { dtype: tensor.dtype, rows, cols, bytes: tensor.bytes },
+            None => self.nothing(rows, cols),
+        })
+    }
+
+    /// The vector of `role`, `[len]`, in f32.
+    pub(crate) fn vector(
+        &mut self,
+        role: Role,
+        layer: usize,
+        len: usize,
+    ) -> Result<Vec<f32>, LoadError> {
+        let name = self.name(role, layer, 0);
+        match self.tensor(&name, &[len])? {
+            Some(tensor) => Ok(decode(&tensor, len)),
+            None => Ok(vec![0.0; len]),
+        }
+    }
+
+    /// `count` matrices `[rows, cols]`: stacked in one tensor, or a tensor each.
+    pub(crate) fn stack(
+        &mut self,
+        role: Role,
+        layer: usize,
+        count: usize,
+        [rows, cols]: [usize; 2],
+    ) -> Result<Vec<Weight>, LoadError> {
+        let (first, single) = self.found(role, layer, 0);
+        if !single {
+            let Some(all) = self.tensor(&first, &[count, rows, cols])? else {
+                return Ok(vec![self.nothing(rows, cols); count]);
+            };
+            let all = Weight { dtype: all.dtype, rows: count * rows, cols, bytes: all.bytes };
+            let part = |index| all.slice_rows(index * rows, rows);
+            return Ok((0..count).map(part).collect());
+        }
+        let mut parts = Vec::with_capacity(count);
+        for index in 0..count {
+            let name = self.name(role, layer, index);
+            parts.push(match self.tensor(&name, &[rows, cols])? {
+                Some(tensor) => Weight { dtype: tensor.dtype, rows, cols, bytes: tensor.bytes },
+                None => self.nothing(rows, cols),
+            });
+        }
+        Ok(parts)
+    }
+
+    /// The tensors no one asked for.
+    pub(crate) fn unused(&self) -> Vec<String> {
+        let names = self.files.tensors.names();
+        names.filter(|name| !self.used.contains(*name)).map(str::to_owned).collect()
+    }
+
+    /// Refuses the files if anything so far was missing or misshapen. Asked after every layer,
+    /// so that a file that claims millions of experts and has none is refused at once.
+    pub(crate) fn check(&self) -> Result<(), LoadError> {
+        if self.num_problems == 0 {
+            return Ok(());
+        }
+        let more = self.num_problems.saturating_sub(PROBLEMS_LISTED);
+        let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+        let found = format!("{} missing or of another shape", self.num_problems);
+        Err(Fault::new(&self.files.path)
+            .expected("every tensor the configuration calls for")
+            .found(found)
+            .hint(format!("{}{more}", self.problems.join("; ")))
+            .damaged())
+    }
+
+    /// The name under which the file holds `role`, or the one it should have.
+    fn name(&self, role: Role, layer: usize, expert: usize) -> String {
+        self.found(role, layer, expert).0
+    }
+
+    fn found(&self, role: Role, layer: usize, expert: usize) -> (String, bool) {
+        let candidates = || self.naming.candidates(role, layer, expert);
+        let held = candidates().find(|(name, _)| self.files.tensors.contains(name));
+        held.or_else(|| candidates().next()).expect("every role has a name in every container")
+    }
+
+    /// The tensor, or `None` after noting that it is missing or of another shape.
+    fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Option<TensorInfo>, LoadError> {
+        let Some(header) = self.files.tensors.header(name) else {
+            self.problem(|| format!("`{name}` {shape:?} is missing"));
+            return Ok(None);
+        };
+        self.used.insert(name.to_owned());
+        if header.shape != shape {
+            let found = header.shape.clone();
+            self.problem(|| format!("`{name}` is {found:?}, not {shape:?}"));
+            return Ok(None);
+        }
+        let tensor = self.files.tensors.get(name)?;
+        check_bytes(&self.files.tensors, name, &tensor)?;
+        Ok(Some(tensor))
+    }
+
+    fn nothing(&self, rows: usize, cols: usize) -> Weight {
+        Weight { dtype: DType::F32, rows, cols, bytes: self.nothing.clone() }
+    }
+
+    fn problem(&mut self, text: impl FnOnce() -> String) {
+        self.num_problems += 1;
+        if self.problems.len() < PROBLEMS_LISTED {
+            self.problems.push(text());
+        }
+    }
+
+    /// Marks a tensor as used that was read by other means.
+    pub(crate) fn mark_used(&mut self, name: &str) {
+        self.used.insert(name.to_owned());
+    }
+}
+
+/// Reads a vector `[len]` by its name in the file.
+pub(crate) fn vector(source: &TensorSource, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
+    let tensor = source.get(name)?;
+    if tensor.shape != [len] {
+        let fault = source.fault(name).expected(format!("shape [{len}]"));
+        return Err(fault.found(format!("{:?}", tensor.shape)).damaged());
+    }
+    check_bytes(source, name, &tensor)?;
+    Ok(decode(&tensor, len))
+}
+
+/// Weights `[rows, cols]` computed at load, in f32. For small matrices only.
+pub(crate) fn computed(rows: usize, cols: usize, values: &[f32]) -> Result<Weight, LoadError> {
+    assert_eq!(values.len(), rows * cols, "one value per element");
+    let mut region = Region::anonymous(values.len() * size_of::<f32>()).map_err(|error| {
+        LoadError::io("set aside memory for", "a derived weight".as_ref(), error)
+    })?;
+    for (value, bytes) in values.iter().zip(region.bytes_mut().chunks_exact_mut(4)) {
+        bytes.copy_from_slice(&value.to_le_bytes());
+    }
+    let bytes = Bytes::from(region).slice(0..values.len() * size_of::<f32>());
+    Ok(Weight { dtype: DType::F32, rows, cols, bytes })
+}
+
+/// The kernels assert what is checked here: whole blocks, and exactly the bytes of the shape.
+fn check_bytes(source: &TensorSource, name: &str, tensor: &TensorInfo) -> Result<(), LoadError> {
+    let cols = tensor.shape.last().copied().unwrap_or(0);
+    let rows: usize = tensor.shape.iter().rev().skip(1).product();
+    let bytes = tensor.dtype.row_bytes(cols).and_then(|row| row.checked_mul(rows));
+    if bytes == Some(tensor.bytes.len()) {
+        return Ok(());
+    }
+    let expected = format!("whole {} blocks in every row", tensor.dtype.name());
+    Err(source.fault(name).expected(expected).found(format!("{:?}", tensor.shape)).damaged())
+}
+
+/// `len` values in f32; the tensor's bytes have been checked.
+fn decode(tensor: &TensorInfo, len: usize) -> Vec<f32> {
+    let mut values = vec![0.0; len];
+    tensor.dtype.decode_row(&tensor.bytes, &mut values);
+    values
+}

@@ -1,0 +1,28 @@
+//! Every family against transformers, from both containers.
+
+use std::path::PathBuf;
+
+use moeba_model::families::FAMILIES;
+
+use crate::oracle;
+
+/// The committed fixtures, one folder per family.
+pub fn fixture(family: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/models").join(family)
+}
+
+#[test]
+fn every_family_equals_its_reference_from_both_containers() {
+    let mut failures = Vec::new();
+    for family in FAMILIES {
+        let directory = fixture(family.name);
+        for model in [directory.clone(), directory.join("model.gguf")] {
+            let name = model.strip_prefix(fixture("")).unwrap_or(&model).display();
+            match oracle::check(&model, &directory.join("reference.safetensors")) {
+                Ok(largest) => println!("{name}: logits within {largest:e}"),
+                Err(error) => failures.push(format!("{name}: {error}")),
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}

@@ -1,0 +1,156 @@
+//! Whether a checkpoint gives what transformers gives: logits, greedy continuation, and experts.
+//!
+//! A fixture is a Hugging Face directory, perhaps with a `model.gguf` of the same weights, and a
+//! `reference.safetensors` with the reference's answers. Shared with `examples/check_oracle.rs`.
+
+use std::path::Path;
+
+use moeba_kernels::attention::KvDType;
+use moeba_kernels::pool::{Pinning, Pool};
+use moeba_model::batch::{Batch, WantLogits};
+use moeba_model::kv::KvCache;
+use moeba_model::workspace::Workspace;
+use moeba_model::{LoadOptions, Model};
+
+/// Largest difference of a logit that still counts as equal.
+const LOGIT_TOLERANCE: f32 = 1e-3;
+/// Experts whose scores are closer than this may be chosen either way.
+const ROUTER_GAP: f32 = 1e-4;
+
+/// A model with everything it takes to run one sequence.
+pub struct Runner {
+    pub model: Model,
+    pub pool: Pool,
+    pub cache: KvCache,
+    pub workspace: Workspace,
+}
+
+impl Runner {
+    pub fn load(path: &Path, tokens_max: usize) -> Result<Runner, String> {
+        Runner::load_with(path, tokens_max, &LoadOptions::default())
+    }
+
+    pub fn load_with(
+        path: &Path,
+        tokens_max: usize,
+        options: &LoadOptions,
+    ) -> Result<Runner, String> {
+        let model = Model::load(path, options).map_err(|error| error.to_string())?;
+        let pool = Pool::new(2, Pinning::None);
+        let blocks = tokens_max.div_ceil(16) + 8;
+        let cache = KvCache::new(model.spec(), blocks, KvDType::F32).map_err(|e| e.to_string())?;
+        let mut workspace = Workspace::new(&model, &pool, tokens_max, tokens_max);
+        workspace.record_routing(&model, true);
+        Ok(Runner { model, pool, cache, workspace })
+    }
+
+    /// Runs a batch and returns its logits, `[logit_rows, vocab]`.
+    pub fn step(&mut self, batch: &Batch) -> Result<Vec<f32>, String> {
+        let Runner { model, pool, cache, workspace } = self;
+        model.forward(pool, batch, cache, workspace).map_err(|error| error.to_string())?;
+        Ok(workspace.logits().to_vec())
+    }
+
+    /// Runs tokens from `first_position` on and returns the logits of all of them.
+    pub fn score(&mut self, tokens: &[u32], first_position: u32) -> Result<Vec<f32>, String> {
+        let mut batch = Batch::default();
+        let blocks: Vec<u32> = (0..self.cache.num_blocks() as u32).rev().collect();
+        batch.push_span(tokens, first_position, &blocks, WantLogits::All);
+        self.step(&batch)
+    }
+
+    fn greedy(&mut self, prompt: &[u32], count: usize) -> Result<Vec<u32>, String> {
+        let vocab = self.model.spec().vocab_size;
+        let mut logits = self.score(prompt, 0)?;
+        let mut tokens = Vec::new();
+        while tokens.len() < count {
+            let last = &logits[logits.len() - vocab..];
+            let best = (0..vocab).reduce(|a, b| if last[b] > last[a] { b } else { a });
+            tokens.push(best.unwrap_or(0) as u32);
+            let position = prompt.len() + tokens.len() - 1;
+            logits = self.score(&tokens[tokens.len() - 1..], position as u32)?;
+        }
+        Ok(tokens)
+    }
+}
+
+/// Compares one container of a fixture with its reference; returns the largest difference.
+pub fn check(model: &Path, reference: &Path) -> Result<f32, String> {
+    let reference = Tensors::read(reference)?;
+    let tokens = reference.u32("tokens")?;
+    let mut runner = Runner::load(model, tokens.len())?;
+    let logits = runner.score(&tokens, 0)?;
+    let wanted = reference.f32("logits")?;
+    if logits.len() != wanted.len() {
+        return Err(format!("{} logits, not {}", logits.len(), wanted.len()));
+    }
+    let differences = logits.iter().zip(&wanted).map(|(a, b)| (a - b).abs());
+    let largest = differences.fold(0.0, |max: f32, d| if d.is_nan() { d } else { max.max(d) });
+    if largest.is_nan() || largest > LOGIT_TOLERANCE {
+        return Err(format!("logits differ by up to {largest}"));
+    }
+    check_routing(&runner, &reference)?;
+    let greedy = reference.u32("greedy")?;
+    let got = runner.greedy(&reference.u32("greedy_prompt")?, greedy.len())?;
+    if got != greedy {
+        return Err(format!("greedy tokens {got:?}, not {greedy:?}"));
+    }
+    Ok(largest)
+}
+
+/// The experts of every token, as sets: the order of equals is nobody's promise.
+fn check_routing(runner: &Runner, reference: &Tensors) -> Result<(), String> {
+    let Ok(wanted) = reference.u32("router_ids") else { return Ok(()) };
+    let gaps = reference.f32("router_gap")?;
+    let layers = runner.workspace.routing().layers();
+    let chosen: usize = layers.iter().map(|layer| layer.experts.len()).sum();
+    if chosen != wanted.len() {
+        return Err(format!("{chosen} choices recorded, not {}", wanted.len()));
+    }
+    let per_tok = layers[0].num_experts_per_tok;
+    let got = layers.iter().flat_map(|layer| layer.experts.chunks(per_tok));
+    for (index, (got, wanted)) in got.zip(wanted.chunks(per_tok)).enumerate() {
+        let sorted = |experts: &[u32]| {
+            let mut experts = experts.to_vec();
+            experts.sort_unstable();
+            experts
+        };
+        if sorted(got) != sorted(wanted) && gaps[index] > ROUTER_GAP {
+            return Err(format!("choice {index}: experts {got:?}, not {wanted:?}"));
+        }
+    }
+    Ok(())
+}
+
+/// A safetensors file in memory.
+pub struct Tensors {
+    bytes: Vec<u8>,
+    header: serde_json::Value,
+    data: usize,
+}
+
+impl Tensors {
+    pub fn read(path: &Path) -> Result<Tensors, String> {
+        let bytes = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        let length = bytes.first_chunk().ok_or("too short")?;
+        let data = 8 + u64::from_le_bytes(*length) as usize;
+        let header = serde_json::from_slice(&bytes[8..data]).map_err(|e| e.to_string())?;
+        Ok(Tensors { bytes, header, data })
+    }
+
+    fn words(&self, name: &str) -> Result<impl Iterator<Item = [u8; 4]>, String> {
+        let offsets = &self.header[name]["data_offsets"];
+        let offset = |i: usize| offsets[i].as_u64().map(|at| self.data + at as usize);
+        let missing = || format!("no `{name}` in the reference");
+        let (start, end) = (offset(0).ok_or_else(missing)?, offset(1).ok_or_else(missing)?);
+        Ok(self.bytes[start..end].as_chunks::<4>().0.iter().copied())
+    }
+
+    pub fn u32(&self, name: &str) -> Result<Vec<u32>, String> {
+        Ok(self.words(name)?.map(u32::from_le_bytes).collect())
+    }
+
+    pub fn f32(&self, name: &str) -> Result<Vec<f32>, String> {
+        Ok(self.words(name)?.map(f32::from_le_bytes).collect())
+    }
+}
