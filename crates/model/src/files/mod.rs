@@ -7,6 +7,8 @@
 
 mod checked;
 mod cursor;
+#[doc(hidden)]
+pub mod fuzz;
 mod gguf;
 mod huggingface;
 mod json;
@@ -16,6 +18,7 @@ mod paths;
 mod safetensors;
 mod tensors;
 mod value;
+mod verify;
 
 use std::path::{Path, PathBuf};
 
@@ -24,6 +27,7 @@ pub use limits::Limits;
 pub use metadata::{FromValue, Metadata};
 pub use tensors::{StoredType, TensorHeader, TensorInfo, TensorSource};
 pub use value::{Array, Kind, Object, Packed, Value};
+pub use verify::{verify, verify_read};
 
 use crate::error::{Fault, LoadError};
 

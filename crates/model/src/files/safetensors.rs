@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use moeba_kernels::dtype::DType;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 
 use super::checked;
@@ -16,7 +17,6 @@ use super::json::{self, Unique};
 use super::limits::Limits;
 use super::tensors::{Part, StoredType, TensorHeader, supported_types};
 use crate::error::{Fault, LoadError};
-use moeba_kernels::dtype::DType;
 
 /// Every element type of the container, with the bits of one element.
 const TYPES: [(&str, u64); 22] = [

@@ -7,11 +7,11 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use moeba_kernels::dtype::{DType, FORMATS};
 use moeba_kernels::os::memory::{Bytes, Region};
 
 use super::{WeightMemory, checked};
 use crate::error::{Fault, LoadError, shown};
-use moeba_kernels::dtype::{DType, FORMATS};
 
 /// How a tensor's elements are stored: in a type the kernels compute with, or another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +64,8 @@ pub struct TensorInfo {
 /// One of the files tensors are read from.
 pub(super) struct Part {
     pub(super) path: PathBuf,
-    pub(super) file: File,
+    /// For reading into memory of our own; `None` where the bytes are there already.
+    file: Option<File>,
     pub(super) bytes: Bytes,
 }
 
@@ -81,7 +82,12 @@ impl Part {
         }
         let file = File::open(path).map_err(|e| LoadError::io("open", path, e))?;
         let region = Region::map_file(&file).map_err(|e| LoadError::io("map", path, e))?;
-        Ok(Self { path: path.to_owned(), file, bytes: region.into() })
+        Ok(Self { path: path.to_owned(), file: Some(file), bytes: region.into() })
+    }
+
+    /// Bytes that are no file. Errors will call them `path`.
+    pub(super) fn in_memory(path: &Path, bytes: Bytes) -> Self {
+        Self { path: path.to_owned(), file: None, bytes }
     }
 }
 
@@ -210,10 +216,11 @@ impl TensorSource {
         let part = &self.parts[header.part];
         let range = checked::range(header.offset, header.bytes)
             .expect("the layout was checked against the mapped file");
-        if self.memory == WeightMemory::Mapped || header.bytes < COPIED_BYTES_MIN {
+        let copied = self.memory == WeightMemory::HugePages && header.bytes >= COPIED_BYTES_MIN;
+        let Some(file) = part.file.as_ref().filter(|_| copied) else {
             return Ok(part.bytes.slice(range));
-        }
-        let region = Region::read_file(&part.file, range.start as u64..range.end as u64)
+        };
+        let region = Region::read_file(file, range.start as u64..range.end as u64)
             .map_err(|source| LoadError::io("read", &part.path, source))?;
         Ok(region.into())
     }

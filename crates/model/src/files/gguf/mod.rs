@@ -310,7 +310,7 @@ fn check_layout(
     for Description { mut header, at } in descriptions {
         let start = data.and_then(|data| checked::add(data, header.offset));
         end = start.and_then(|start| checked::add(start, header.bytes));
-        let (Some(start), Some(end)) = (start, end.filter(|&end| end <= file_bytes)) else {
+        let (Some(start), true) = (start, end.is_some_and(|end| end <= file_bytes)) else {
             let end = end.map_or("2^64".to_owned(), |end| end.to_string());
             return Err(Fault::new(&part.path)
                 .tensor(&header.name)

@@ -3,8 +3,9 @@
 //! The kernels read only some of them; the others are listed so that a file using them is
 //! described correctly and refused by name. Sizes follow the ggml type table.
 
-use super::super::tensors::StoredType;
 use moeba_kernels::dtype::DType;
+
+use super::super::tensors::StoredType;
 
 /// One tensor type of the container.
 pub(super) struct GgmlType {

@@ -9,11 +9,12 @@ use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use moeba_kernels::dtype::DType;
+
 use super::super::checked;
 use super::super::value::{Array, Kind, Value};
 use super::{ALIGNMENT_DEFAULT, DIMENSIONS_MAX, MAGIC, types};
 use crate::error::{Fault, LoadError};
-use moeba_kernels::dtype::DType;
 
 /// One tensor of a file to be written.
 #[derive(Debug, Clone)]

@@ -6,6 +6,8 @@ mod bad_safetensors;
 mod bad_split;
 mod child;
 mod gguf_bytes;
+mod mutation;
 mod reading;
 mod scratch;
+mod verifying;
 mod writing;
