@@ -323,3 +323,44 @@ fn sampling_failed(error: SampleError) -> FinishReason {
         SampleError::Constraint(message) => FinishReason::ConstraintError(message),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::handle::Limits;
+    use crate::request::{Request, SamplingParams};
+    use crate::sim::{Bench, FakeModel};
+    use std::task::Poll;
+
+    #[test]
+    fn a_decode_step_allocates_nothing() {
+        let limits = Limits { batch_tokens_max: 64, ..Limits::default() };
+        let mut bench = Bench::new(FakeModel::new(256, 64), limits, None);
+        let sampling = [
+            SamplingParams::greedy(),
+            SamplingParams { top_k: 20, repetition_penalty: 1.1, ..SamplingParams::default() },
+            SamplingParams { top_p: 0.9, logit_bias: vec![(3, 1.0)], ..SamplingParams::default() },
+            SamplingParams { min_p: 0.05, ..SamplingParams::default() },
+        ];
+        let mut streams = Vec::new();
+        for (index, sampling) in sampling.into_iter().enumerate() {
+            let mut request = Request::new(vec![1 + index as u32; 40]);
+            request.sampling = sampling;
+            streams.push(bench.shared.submit(request).expect("the request is sound"));
+        }
+        for _ in 0..8 {
+            bench.turn();
+        }
+        // Long enough for every sequence to fill, name and publish several blocks.
+        let allocated = allocation_counter::measure(|| {
+            for _ in 0..100 {
+                assert_eq!(bench.core.turn(), Ok(Turn::Worked));
+                for stream in &mut streams {
+                    assert!(matches!(stream.try_recv(), Poll::Ready(Some(Event::Token { .. }))));
+                }
+            }
+        });
+        assert_eq!(allocated.count_total, 0, "{allocated:?}");
+        assert!(bench.core.blocks.num_names() > 4 * 6);
+    }
+}
