@@ -329,7 +329,7 @@ mod tests {
     use super::*;
     use crate::handle::Limits;
     use crate::request::{Request, SamplingParams};
-    use crate::sim::{Bench, FakeModel};
+    use crate::sim::{Bench, FAILS_BATCH, FakeModel};
     use std::task::Poll;
 
     #[test]
@@ -362,5 +362,27 @@ mod tests {
         });
         assert_eq!(allocated.count_total, 0, "{allocated:?}");
         assert!(bench.core.blocks.num_names() > 4 * 6);
+    }
+
+    #[test]
+    fn after_a_failure_without_a_culprit_the_innocent_run_together_again() {
+        let limits = Limits { batch_tokens_max: 64, ..Limits::default() };
+        let mut bench = Bench::new(FakeModel::new(64, 64), limits, None);
+        let mut streams = Vec::new();
+        for first in [1, FAILS_BATCH, 2] {
+            let request = Request::new(vec![first, 5]);
+            streams.push(bench.shared.submit(request).expect("the request is sound"));
+        }
+        for _ in 0..5 {
+            bench.turn();
+        }
+        assert_eq!(bench.core.plan.spans.len(), 2);
+        let Poll::Ready(Some(Event::Finished(summary))) = streams[1].try_recv() else {
+            panic!("the culprit is still there");
+        };
+        assert!(matches!(summary.reason, FinishReason::ModelError(_)));
+        let Poll::Ready(Some(Event::Token { .. })) = streams[0].try_recv() else {
+            panic!("the innocent got nothing");
+        };
     }
 }
