@@ -194,18 +194,29 @@ impl Place<'_> {
         numbers: &[f32],
         narrow: impl Fn(&[f32; LANES]) -> [[u8; BYTES]; LANES],
     ) {
-        // Number i of the token is element `first + i * step` of the tile.
-        let (first, step) = match self.layout.role {
-            KvRole::Keys => (self.token, BLOCK_TOKENS),
-            KvRole::Values => (self.token * self.layout.dim, 1),
-        };
         for (index, chunk) in numbers.chunks(LANES).enumerate() {
-            let mut padded = [0.0; LANES];
-            padded[..chunk.len()].copy_from_slice(chunk);
-            let narrowed = narrow(&padded);
-            for (i, bytes) in narrowed.iter().take(chunk.len()).enumerate() {
-                let at = BYTES * (first + (index * LANES + i) * step);
-                self.body[at..at + BYTES].copy_from_slice(bytes);
+            let narrowed = match chunk.try_into() {
+                Ok(whole) => narrow(whole),
+                Err(_) => {
+                    let mut padded = [0.0; LANES];
+                    padded[..chunk.len()].copy_from_slice(chunk);
+                    narrow(&padded)
+                }
+            };
+            let first = index * LANES;
+            match self.layout.role {
+                KvRole::Keys => {
+                    let rows =
+                        self.body.as_chunks_mut::<BYTES>().0.as_chunks_mut::<BLOCK_TOKENS>().0;
+                    for (row, number) in rows[first..].iter_mut().zip(&narrowed[..chunk.len()]) {
+                        row[self.token % BLOCK_TOKENS] = *number;
+                    }
+                }
+                KvRole::Values => {
+                    let all = self.body.as_chunks_mut::<BYTES>().0;
+                    let at = self.token * self.layout.dim + first;
+                    all[at..at + chunk.len()].copy_from_slice(&narrowed[..chunk.len()]);
+                }
             }
         }
     }
