@@ -1,4 +1,4 @@
-//! Well-formed files that describe impossible models: rows G15 to G20, G22 and S8 of the
+//! Well-formed files that describe impossible models: rows G15 to G22 and S8 of the
 //! bad-input catalogue, made from the committed checkpoints.
 
 use std::path::{Path, PathBuf};
@@ -257,6 +257,15 @@ fn g20_tensors_nobody_asked_for_are_reported() {
     checkpoint.tensors.push(extra);
     let model = Model::load(&checkpoint.write(&scratch), &LoadOptions::default()).unwrap();
     assert_eq!(model.unused_tensors(), ["v.patch_embd.weight"]);
+}
+
+#[test]
+fn g21_norms_that_are_no_numbers() {
+    for name in ["blk.1.attn_norm.weight", "blk.0.ffn_norm.weight", "output_norm.weight"] {
+        refused("G21 norm", "mixtral", &[name, "finite"], |c| {
+            c.tensor(name).1[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+        });
+    }
 }
 
 #[test]
