@@ -7,9 +7,13 @@
 
 mod args;
 mod commands;
+mod interrupt;
+mod machine;
 mod models;
 mod output;
 mod progress;
+mod runner;
+mod session;
 mod settings;
 
 use std::process::ExitCode;

@@ -8,7 +8,7 @@ mod models;
 
 use clap::{Args, ColorChoice, Parser, Subcommand, ValueEnum};
 
-pub(crate) use inference::{BenchArgs, LogitsArgs, RunArgs, TokenizeArgs};
+pub(crate) use inference::{BenchArgs, LogitsArgs, RunArgs, SamplingArgs, TokenizeArgs};
 pub(crate) use models::{InspectArgs, ListArgs, PullArgs, UpcycleArgs};
 
 /// The whole command line.

@@ -1,11 +1,21 @@
 //! The commands, one file each: flags in, words and files out.
 
+mod bench;
+mod inspect;
 mod list;
+mod logits;
 mod manual;
 mod pull;
+mod repl;
+mod run;
+mod tokenize;
 mod upcycle;
 
-use anyhow::Result;
+use std::fs;
+use std::io::{self, Read};
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
 
 use crate::args::Command;
 use crate::settings::Settings;
@@ -21,6 +31,47 @@ pub(crate) fn run(command: Command, settings: &Settings) -> Result<()> {
         Command::Upcycle(args) => upcycle::run(&args, settings),
         Command::Completions { shell } => manual::completions(shell),
         Command::Man { dir } => manual::man(dir.as_deref()),
-        _ => anyhow::bail!("this command comes with a later change"),
+        Command::Run(args) => run::run(&args, settings),
+        Command::Inspect(args) => inspect::run(&args, settings),
+        Command::Bench(args) => bench::run(&args, settings),
+        Command::Logits(args) => logits::run(&args, settings),
+        Command::Tokenize(args) => tokenize::run(&args, settings),
     }
+}
+
+/// Longest text taken from a file or stdin: more than any context holds.
+const TEXT_BYTES_MAX: u64 = 256 << 20;
+
+/// The text given as an argument, in a file, or on stdin.
+fn text_of(text: Option<&str>, file: Option<&Path>) -> Result<String> {
+    let mut read = String::new();
+    match (text, file) {
+        (Some(text), _) if text != "-" => return Ok(text.to_owned()),
+        (_, Some(path)) => {
+            let file = fs::File::open(path)
+                .with_context(|| format!("cannot open `{}`", path.display()))?;
+            file.take(TEXT_BYTES_MAX + 1)
+                .read_to_string(&mut read)
+                .with_context(|| format!("cannot read `{}` as text", path.display()))?;
+        }
+        _ => {
+            let stdin = io::stdin().lock();
+            stdin
+                .take(TEXT_BYTES_MAX + 1)
+                .read_to_string(&mut read)
+                .context("cannot read stdin as text")?;
+        }
+    }
+    ensure!(read.len() as u64 <= TEXT_BYTES_MAX, "the text is longer than {TEXT_BYTES_MAX} bytes");
+    Ok(read)
+}
+
+/// Token ids between commas or white space.
+fn token_ids(text: &str) -> Result<Vec<u32>> {
+    let ids = text.split(|c: char| c == ',' || c.is_whitespace()).filter(|id| !id.is_empty());
+    let ids = ids
+        .map(|id| id.parse().with_context(|| format!("`{id}` is not a token id")))
+        .collect::<Result<Vec<u32>>>()?;
+    ensure!(!ids.is_empty(), "no token ids given");
+    Ok(ids)
 }

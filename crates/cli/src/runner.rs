@@ -1,0 +1,100 @@
+//! A model driven directly, one sequence, no engine: for commands that measure or record.
+
+use anyhow::{Context, Result, ensure};
+use moeba_kernels::attention::KvDType;
+use moeba_kernels::pool::Pool;
+use moeba_model::Model;
+use moeba_model::batch::{BLOCK_TOKENS, Batch, WantLogits};
+use moeba_model::kv::KvCache;
+use moeba_model::workspace::Workspace;
+
+/// Most tokens of one step.
+pub(crate) const STEP_TOKENS_MAX: usize = 512;
+/// Most tokens of a step that wants logits of every token: they are wide.
+const STEP_LOGITS_MAX: usize = 32;
+
+/// A model with room for one sequence.
+pub(crate) struct Runner {
+    pub(crate) model: Model,
+    pool: Pool,
+    cache: KvCache,
+    workspace: Workspace,
+    batch: Batch,
+    blocks: Vec<u32>,
+    position: usize,
+    /// Bytes of expert weights read since the start.
+    pub(crate) expert_bytes: u64,
+}
+
+impl Runner {
+    /// Makes room for `tokens` tokens.
+    ///
+    /// # Errors
+    /// If there is no memory for the cache.
+    pub(crate) fn new(model: Model, pool: Pool, tokens: usize, kv: KvDType) -> Result<Self> {
+        let num_blocks = tokens.div_ceil(BLOCK_TOKENS).max(1);
+        let cache = KvCache::new(model.spec(), num_blocks, kv)
+            .context("no memory for the cache of keys and values")?;
+        let workspace = Workspace::new(&model, &pool, STEP_TOKENS_MAX, STEP_LOGITS_MAX);
+        Ok(Self {
+            model,
+            pool,
+            cache,
+            workspace,
+            batch: Batch::with_capacity(STEP_TOKENS_MAX, num_blocks),
+            blocks: (0..num_blocks as u32).collect(),
+            position: 0,
+            expert_bytes: 0,
+        })
+    }
+
+    /// Begins a new sequence.
+    pub(crate) fn restart(&mut self) {
+        self.position = 0;
+    }
+
+    /// Appends tokens; only the last one's logits are computed.
+    ///
+    /// # Errors
+    /// If the model cannot be run.
+    pub(crate) fn feed(&mut self, tokens: &[u32]) -> Result<()> {
+        let chunks = tokens.len().div_ceil(STEP_TOKENS_MAX);
+        for (i, chunk) in tokens.chunks(STEP_TOKENS_MAX).enumerate() {
+            let want = if i + 1 == chunks { WantLogits::Last } else { WantLogits::No };
+            self.step(chunk, want)?;
+        }
+        Ok(())
+    }
+
+    /// Appends tokens and hands out the logits of each, some rows `[rows, vocab]` at a time.
+    ///
+    /// # Errors
+    /// If the model cannot be run or `on_logits` fails.
+    pub(crate) fn score(
+        &mut self,
+        tokens: &[u32],
+        mut on_logits: impl FnMut(&[f32]) -> Result<()>,
+    ) -> Result<()> {
+        for chunk in tokens.chunks(STEP_LOGITS_MAX) {
+            self.step(chunk, WantLogits::All)?;
+            on_logits(self.workspace.logits())?;
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, tokens: &[u32], want: WantLogits) -> Result<()> {
+        let end = self.position + tokens.len();
+        ensure!(
+            end <= self.blocks.len() * BLOCK_TOKENS,
+            "`{end}` tokens in a cache for {}",
+            self.blocks.len() * BLOCK_TOKENS
+        );
+        self.batch.clear();
+        let blocks = &self.blocks[..end.div_ceil(BLOCK_TOKENS)];
+        self.batch.push_span(tokens, self.position as u32, blocks, want);
+        self.model.forward(&self.pool, &self.batch, &mut self.cache, &mut self.workspace)?;
+        self.position = end;
+        self.expert_bytes += self.workspace.expert_bytes();
+        Ok(())
+    }
+}

@@ -1,0 +1,83 @@
+//! From files to a session: weights, memory, engine, words.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use moeba_engine::{Engine, Limits};
+use moeba_kernels::os::cpu;
+use moeba_model::files;
+use moeba_model::kv::KvCache;
+use moeba_model::memory_plan::{Demand, MemoryPlan};
+use moeba_model::workspace::Workspace;
+use moeba_model::{LoadOptions, Model};
+
+use super::decoder::Decoder;
+use super::{Advice, Session, Words};
+use crate::args::KvType;
+use crate::machine;
+use crate::runner::STEP_TOKENS_MAX;
+use crate::settings::Settings;
+
+/// Tokens of context where nobody says otherwise.
+pub(crate) const CTX_DEFAULT: usize = 4096;
+/// Rows of logits of a step: one conversation needs one.
+const LOGIT_ROWS_MAX: usize = 1;
+
+/// What to load and how much room to give it.
+#[derive(Debug)]
+pub(crate) struct LoadPlan {
+    /// The model.
+    pub(crate) path: PathBuf,
+    /// Tokens of context.
+    pub(crate) ctx: usize,
+    /// The user named `ctx`, so it is not quietly lowered to what the model claims.
+    pub(crate) ctx_is_asked: bool,
+    /// Format of the key/value cache.
+    pub(crate) kv_type: KvType,
+}
+
+impl Session {
+    /// Loads a model and starts its engine.
+    ///
+    /// # Errors
+    /// If the files are wrong, the memory does not suffice, or there is no tokenizer.
+    pub(crate) fn load(plan: &LoadPlan, settings: &Settings) -> Result<Self> {
+        let start = Instant::now();
+        let files = files::open(&plan.path)?;
+        if files.tensors.is_empty() {
+            bail!("`{}` holds no weights, only a configuration", plan.path.display());
+        }
+        let words = Words::of_files(&files)?;
+        let advice = Advice::of_files(&files)?;
+        let model = Model::from_files(&files, &LoadOptions::default())?;
+        let claimed = model.spec().context_length;
+        if plan.ctx_is_asked && plan.ctx > claimed {
+            bail!("--ctx {} is more than the model's context of {claimed} tokens", plan.ctx);
+        }
+        let pool = machine::pool(settings)?;
+        let demand = Demand {
+            context_tokens: plan.ctx.min(claimed),
+            kv_dtype: plan.kv_type.into(),
+            tokens_max: STEP_TOKENS_MAX,
+            logit_rows_max: LOGIT_ROWS_MAX,
+            threads: pool.threads(),
+        };
+        let available = cpu::ram().available as u64;
+        let memory =
+            MemoryPlan::new(model.spec(), files.tensors.total_bytes(), &demand, available)?;
+        let cache = KvCache::new(model.spec(), memory.num_blocks, demand.kv_dtype)
+            .context("no memory for the cache of keys and values")?;
+        let workspace = Workspace::new(&model, &pool, STEP_TOKENS_MAX, LOGIT_ROWS_MAX);
+        let limits = Limits {
+            sequences_max: 1,
+            batch_tokens_max: STEP_TOKENS_MAX,
+            eos_tokens: words.tokenizer.special().end_of_generation.clone(),
+            ..Limits::default()
+        };
+        let notes = model.notes().to_vec();
+        let decoder = Decoder { model, pool, cache, workspace };
+        let engine = Engine::start(Box::new(decoder), limits);
+        Ok(Self { engine, words, advice, notes, load_time: start.elapsed() })
+    }
+}
