@@ -102,8 +102,8 @@ def random_case(family: str, r: random.Random, seed: int) -> Case:
 
 def experts(r: random.Random, least: int = 1) -> tuple[int, int]:
     """How many experts, and how many a token uses."""
-    count = r.choice([n for n in (1, 2, 3, 4, 5, 8, 13, 16) if n >= least])
-    return count, r.randint(1, min(count, 8))
+    count = r.choice([n for n in (1, 2, 3, 4, 5, 8, 8, 13, 16, 16) if n >= least])
+    return count, min(count, r.choice([1, 2, 2, 3, 4, 8]))
 
 
 def vary_llama(made: Case, config: dict, r: random.Random) -> None:

@@ -475,7 +475,7 @@ mod tests {
     /// Draws often and compares frequencies with the textbook's probabilities.
     #[track_caller]
     fn check(row: &[f32], params: SamplingParams) {
-        const DRAWS: usize = 20_000;
+        const DRAWS: usize = 4000;
         let expected = kept(row, &params);
         let mut sampler = Sampler::new(row.len());
         let mut state = state(params);

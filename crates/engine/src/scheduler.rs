@@ -216,3 +216,195 @@ fn give(sequences: &Sequences, index: usize, count: usize, plan: &mut StepPlan) 
         plan.spans.push(PlannedSpan { sequence: index, tokens });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channel::{Doorbell, EventStream, channel};
+    use crate::handle::{Limits, ModelFacts, Submission};
+    use crate::request::{Request, RequestId};
+    use crate::sequence::Sequence;
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    /// Sequences without a model: what is planned counts as computed, and closing a gap makes a
+    /// token.
+    struct World {
+        sequences: Sequences,
+        blocks: BlockAllocator,
+        bounds: Bounds,
+        limits: Limits,
+        plan: StepPlan,
+        streams: Vec<EventStream>,
+        step: u64,
+    }
+
+    impl World {
+        fn new(num_blocks: usize, sequences_max: usize, batch_tokens_max: usize) -> World {
+            let limits = Limits { priority_step: 10, ..Limits::default() };
+            World {
+                sequences: Sequences::new(&limits),
+                blocks: BlockAllocator::new(num_blocks, None),
+                bounds: Bounds { sequences_max, batch_tokens_max, prefix_cache: true },
+                limits,
+                plan: StepPlan::new(sequences_max),
+                streams: Vec::new(),
+                step: 0,
+            }
+        }
+
+        fn arrive(&mut self, prompt_tokens: usize, priority: i32) -> RequestId {
+            let id = RequestId(self.streams.len() as u64);
+            let (sender, stream) = channel(id, 8, Arc::new(Doorbell::default()));
+            self.streams.push(stream);
+            let mut request = Request::new(vec![id.0 as u32; prompt_tokens]);
+            request.priority = priority;
+            let submission = Submission { id, request, seed: 0, sender, submitted: Instant::now() };
+            let num_blocks = self.blocks.num_blocks();
+            let model = ModelFacts {
+                vocab_size: 1000,
+                context_length: num_blocks * 16,
+                num_blocks,
+                batch_tokens_max: self.bounds.batch_tokens_max,
+                logit_rows_max: self.bounds.sequences_max,
+            };
+            let sequence = Sequence::new(submission, self.step, &self.limits, &model);
+            self.sequences.wait(sequence);
+            id
+        }
+
+        /// One step; `(request, tokens)` of each span.
+        fn step(&mut self) -> Vec<(u64, usize)> {
+            plan(&mut self.sequences, &mut self.blocks, self.bounds, &mut self.plan);
+            self.step += 1;
+            let held = self.sequences.running.iter().flat_map(|s| s.table.ids()).copied();
+            self.blocks.check(held);
+            let mut spans = Vec::new();
+            for span in &self.plan.spans {
+                let sequence = &mut self.sequences.running[span.sequence];
+                spans.push((sequence.order.id.0, span.tokens.len()));
+                assert_eq!(span.tokens.start, sequence.computed);
+                sequence.computed = span.tokens.end;
+                if sequence.gap() == 0 {
+                    sequence.tokens.push(0);
+                }
+            }
+            let total: usize = spans.iter().map(|(_, tokens)| tokens).sum();
+            assert!(total <= self.bounds.batch_tokens_max);
+            spans
+        }
+
+        fn end(&mut self, id: u64) {
+            let is = |sequence: &Sequence| sequence.order.id.0 == id;
+            let index = self.sequences.running.iter().position(is).expect("it runs");
+            self.sequences.running.remove(index).release(&mut self.blocks);
+        }
+    }
+
+    #[test]
+    fn long_prompts_never_stall_those_who_generate() {
+        let mut world = World::new(64, 8, 40);
+        world.arrive(4, 0);
+        world.arrive(4, 0);
+        assert_eq!(world.step(), [(0, 4), (1, 4)]);
+        world.arrive(200, 0);
+        for _ in 0..5 {
+            assert_eq!(world.step(), [(0, 1), (1, 1), (2, 38)]);
+        }
+        assert_eq!(world.step(), [(0, 1), (1, 1), (2, 10)]);
+    }
+
+    #[test]
+    fn the_first_prompt_is_sure_of_half_and_the_shortest_go_next() {
+        let mut world = World::new(64, 8, 40);
+        world.arrive(200, 0);
+        world.arrive(100, 0);
+        world.arrive(6, 0);
+        assert_eq!(world.step(), [(0, 20), (1, 14), (2, 6)]);
+        assert_eq!(world.step(), [(0, 20), (1, 19), (2, 1)]);
+    }
+
+    #[test]
+    fn a_big_request_is_not_overtaken_for_ever_by_small_ones() {
+        let mut world = World::new(8, 8, 64);
+        let mut small = world.arrive(20, 0).0;
+        world.step();
+        let big = world.arrive(7 * 16 - 1, 0).0;
+        for _ in 0..3 {
+            world.arrive(20, 0);
+            assert!(world.step().iter().all(|&(id, _)| id == small));
+        }
+        world.end(small);
+        small = world.step()[0].0;
+        assert_eq!(small, big);
+    }
+
+    #[test]
+    fn waiting_makes_up_for_priority() {
+        let mut world = World::new(4, 1, 64);
+        let low = world.arrive(4, -1).0;
+        let mut served = 0;
+        for _ in 0..40 {
+            let high = world.arrive(4, 1).0;
+            let spans = world.step();
+            if spans == [(low, 4)] {
+                break;
+            }
+            assert_eq!(spans, [(high, 4)], "the newcomer is served before the low one");
+            world.end(high);
+            served += 1;
+        }
+        assert_eq!(served, 20, "two levels are worth two head starts of ten steps");
+    }
+
+    #[test]
+    fn priority_displaces_the_lower_and_only_once() {
+        let mut world = World::new(16, 1, 64);
+        let low = world.arrive(4, 0).0;
+        assert_eq!(world.step(), [(low, 4)]);
+        let equal = world.arrive(4, 0).0;
+        assert_eq!(world.step(), [(low, 1)]);
+        let high = world.arrive(4, 1).0;
+        assert_eq!(world.step(), [(high, 4)]);
+        world.end(high);
+        assert_eq!(world.step(), [(low, 6)]);
+        // By now the low one's age outweighs the head start.
+        world.step = 20;
+        world.arrive(4, 1);
+        assert_eq!(world.step(), [(low, 1)]);
+        world.end(low);
+        assert_eq!(world.step(), [(equal, 4)]);
+    }
+
+    #[test]
+    fn out_of_blocks_the_last_goes_back_and_returns_when_there_is_room() {
+        let mut world = World::new(4, 4, 64);
+        world.arrive(30, 0);
+        world.arrive(14, 0);
+        assert_eq!(world.step(), [(0, 30), (1, 14)]);
+        // Four blocks: three for the first when it has 33 tokens, and the other then wants two.
+        let together = (0..100).take_while(|_| world.step() == [(0, 1), (1, 1)]).count();
+        assert_eq!(together, 2);
+        assert_eq!(world.sequences.waiting[0].tally.preemptions, 1);
+        assert!((0..3).all(|_| world.step() == [(0, 1)]));
+        world.end(0);
+        assert_eq!(world.step(), [(1, 17)], "all of it is computed again");
+    }
+
+    #[test]
+    fn suspects_run_alone_one_after_the_other() {
+        let mut world = World::new(16, 4, 64);
+        for _ in 0..3 {
+            world.arrive(4, 0);
+        }
+        world.step();
+        for index in [0, 2] {
+            world.sequences.running[index].suspect = true;
+        }
+        assert_eq!(world.step(), [(0, 1)]);
+        world.sequences.running[0].suspect = false;
+        assert_eq!(world.step(), [(2, 1)]);
+        world.sequences.running[2].suspect = false;
+        assert_eq!(world.step(), [(0, 1), (1, 1), (2, 1)]);
+    }
+}

@@ -446,6 +446,15 @@ impl Seat {
     }
 }
 
+/// A beginning for several prompts. One that repeats itself is made of two blocks only: the same
+/// block after different histories.
+fn roll_beginning(dice: &mut Dice, repeats: bool) -> Vec<u32> {
+    if repeats {
+        return (0..dice.roll(7)).flat_map(|_| [3 + dice.roll(2) as u32; BLOCK_TOKENS]).collect();
+    }
+    (0..dice.roll(100)).map(|_| 1 + dice.roll(59) as u32).collect()
+}
+
 /// Runs the scenario of `seed`. Panics when a promise is broken.
 pub fn run(seed: u64) -> Report {
     let mut dice = Dice(mix(seed));
@@ -461,8 +470,7 @@ pub fn run(seed: u64) -> Report {
         ..Limits::default()
     };
     let tokens_max = num_blocks * BLOCK_TOKENS;
-    let beginnings: Vec<Vec<u32>> =
-        (0..3).map(|_| (0..dice.roll(100)).map(|_| 1 + dice.roll(59) as u32).collect()).collect();
+    let beginnings = [false, false, true].map(|repeats| roll_beginning(&mut dice, repeats));
     let count = 2 + dice.roll(12);
     let mut seats: Vec<Seat> =
         (0..count).map(|_| Seat::new(User::roll(&mut dice, tokens_max, &beginnings))).collect();

@@ -323,3 +323,66 @@ fn sampling_failed(error: SampleError) -> FinishReason {
         SampleError::Constraint(message) => FinishReason::ConstraintError(message),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::handle::Limits;
+    use crate::request::{Request, SamplingParams};
+    use crate::sim::{Bench, FAILS_BATCH, FakeModel};
+    use std::task::Poll;
+
+    #[test]
+    fn a_decode_step_allocates_nothing() {
+        let limits = Limits { batch_tokens_max: 64, ..Limits::default() };
+        let mut bench = Bench::new(FakeModel::new(256, 64), limits, None);
+        let sampling = [
+            SamplingParams::greedy(),
+            SamplingParams { top_k: 20, repetition_penalty: 1.1, ..SamplingParams::default() },
+            SamplingParams { top_p: 0.9, logit_bias: vec![(3, 1.0)], ..SamplingParams::default() },
+            SamplingParams { min_p: 0.05, ..SamplingParams::default() },
+        ];
+        let mut streams = Vec::new();
+        for (index, sampling) in sampling.into_iter().enumerate() {
+            let mut request = Request::new(vec![1 + index as u32; 40]);
+            request.sampling = sampling;
+            streams.push(bench.shared.submit(request).expect("the request is sound"));
+        }
+        for _ in 0..8 {
+            bench.turn();
+        }
+        // Long enough for every sequence to fill, name and publish several blocks.
+        let allocated = allocation_counter::measure(|| {
+            for _ in 0..100 {
+                assert_eq!(bench.core.turn(), Ok(Turn::Worked));
+                for stream in &mut streams {
+                    assert!(matches!(stream.try_recv(), Poll::Ready(Some(Event::Token { .. }))));
+                }
+            }
+        });
+        assert_eq!(allocated.count_total, 0, "{allocated:?}");
+        assert!(bench.core.blocks.num_names() > 4 * 6);
+    }
+
+    #[test]
+    fn after_a_failure_without_a_culprit_the_innocent_run_together_again() {
+        let limits = Limits { batch_tokens_max: 64, ..Limits::default() };
+        let mut bench = Bench::new(FakeModel::new(64, 64), limits, None);
+        let mut streams = Vec::new();
+        for first in [1, FAILS_BATCH, 2] {
+            let request = Request::new(vec![first, 5]);
+            streams.push(bench.shared.submit(request).expect("the request is sound"));
+        }
+        for _ in 0..5 {
+            bench.turn();
+        }
+        assert_eq!(bench.core.plan.spans.len(), 2);
+        let Poll::Ready(Some(Event::Finished(summary))) = streams[1].try_recv() else {
+            panic!("the culprit is still there");
+        };
+        assert!(matches!(summary.reason, FinishReason::ModelError(_)));
+        let Poll::Ready(Some(Event::Token { .. })) = streams[0].try_recv() else {
+            panic!("the innocent got nothing");
+        };
+    }
+}

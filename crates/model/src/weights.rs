@@ -12,7 +12,7 @@ use moeba_kernels::tensor::Matrix;
 
 use crate::error::{Fault, LoadError};
 use crate::families::names::{Naming, Role};
-use crate::files::{ModelFiles, TensorInfo, TensorSource};
+use crate::files::{ModelFiles, TensorInfo, TensorSource, verify_read};
 
 /// Weights `[rows, cols]` in whatever format the file holds them.
 #[derive(Clone, Debug)]
@@ -107,7 +107,11 @@ impl<'a> Loader<'a> {
     ) -> Result<Vec<f32>, LoadError> {
         let name = self.name(role, layer, 0);
         match self.tensor(&name, &[len])? {
-            Some(tensor) => Ok(decode(&tensor, len)),
+            Some(tensor) => {
+                // Every token meets these, so a damaged one is found now and not in the output.
+                verify_read(&self.files.tensors, &name, &tensor)?;
+                Ok(decode(&tensor, len))
+            }
             None => Ok(vec![0.0; len]),
         }
     }

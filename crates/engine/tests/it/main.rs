@@ -1,3 +1,4 @@
 //! The engine as its users see it: by its handle, on its thread, and under the simulator.
 
+mod service;
 mod simulator;

@@ -167,16 +167,31 @@ impl Kernel for Store<'_> {
                 clamped.to_f16().map(u16::to_le_bytes)
             }),
             KvDType::Q8 => {
-                let largest = self.numbers.iter().fold(0.0f32, |a, x| a.max(x.abs()));
+                let largest = largest_magnitude(self.numbers);
                 let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
                 let scale = (largest / 127.0).to_le_bytes();
                 header[4 * self.token..4 * self.token + 4].copy_from_slice(&scale);
+                // Adding 1.5 * 2^23 rounds to nearest even and leaves the whole number, as two's
+                // complement, in the low bits.
                 place.write(self.numbers, |x| {
-                    x.map(|x| ((x * inverse).round_ties_even() as i8).to_le_bytes())
+                    x.map(|x| [(x * inverse + 12_582_912.0).to_bits() as u8])
                 });
             }
         }
     }
+}
+
+/// The largest absolute value; NaN is passed over.
+#[inline(always)]
+fn largest_magnitude(numbers: &[f32]) -> f32 {
+    let mut largest = [0.0f32; LANES];
+    let (whole, rest) = numbers.as_chunks::<LANES>();
+    for chunk in whole {
+        for (a, x) in largest.iter_mut().zip(chunk) {
+            *a = if x.abs() > *a { x.abs() } else { *a };
+        }
+    }
+    largest.iter().chain(rest).fold(0.0, |a, x| if x.abs() > a { x.abs() } else { a })
 }
 
 /// Where one token's numbers go within a tile.
@@ -194,18 +209,29 @@ impl Place<'_> {
         numbers: &[f32],
         narrow: impl Fn(&[f32; LANES]) -> [[u8; BYTES]; LANES],
     ) {
-        // Number i of the token is element `first + i * step` of the tile.
-        let (first, step) = match self.layout.role {
-            KvRole::Keys => (self.token, BLOCK_TOKENS),
-            KvRole::Values => (self.token * self.layout.dim, 1),
-        };
         for (index, chunk) in numbers.chunks(LANES).enumerate() {
-            let mut padded = [0.0; LANES];
-            padded[..chunk.len()].copy_from_slice(chunk);
-            let narrowed = narrow(&padded);
-            for (i, bytes) in narrowed.iter().take(chunk.len()).enumerate() {
-                let at = BYTES * (first + (index * LANES + i) * step);
-                self.body[at..at + BYTES].copy_from_slice(bytes);
+            let narrowed = match chunk.try_into() {
+                Ok(whole) => narrow(whole),
+                Err(_) => {
+                    let mut padded = [0.0; LANES];
+                    padded[..chunk.len()].copy_from_slice(chunk);
+                    narrow(&padded)
+                }
+            };
+            let first = index * LANES;
+            match self.layout.role {
+                KvRole::Keys => {
+                    let rows =
+                        self.body.as_chunks_mut::<BYTES>().0.as_chunks_mut::<BLOCK_TOKENS>().0;
+                    for (row, number) in rows[first..].iter_mut().zip(&narrowed[..chunk.len()]) {
+                        row[self.token % BLOCK_TOKENS] = *number;
+                    }
+                }
+                KvRole::Values => {
+                    let all = self.body.as_chunks_mut::<BYTES>().0;
+                    let at = self.token * self.layout.dim + first;
+                    all[at..at + chunk.len()].copy_from_slice(&narrowed[..chunk.len()]);
+                }
             }
         }
     }

@@ -28,6 +28,8 @@ pub(super) struct WorkerScratch {
     m_next: Vec<f32>,
     /// e^(m - m_next), `[R]`.
     c: Vec<f32>,
+    /// Visible positions of each query, `[R]`; both ends ascend.
+    window: Vec<Range<usize>>,
     /// Visible keys of the current block, `[R]`.
     visible: Vec<Range<usize>>,
 }
@@ -45,6 +47,7 @@ impl WorkerScratch {
             m: vec![0.0; rows],
             m_next: vec![0.0; rows],
             c: vec![0.0; rows],
+            window: vec![0..0; rows],
             visible: vec![0..0; rows],
         }
     }
@@ -71,9 +74,9 @@ impl Kernel for Tile<'_> {
     #[inline(always)]
     fn run<L: Narrow>(mut self) {
         self.begin();
-        let first = self.args.mask.first_visible(self.position(0)) / BLOCK_TOKENS;
-        let last = self.position(self.rows.len() - 1) / BLOCK_TOKENS;
-        for block in first..=last {
+        let first = self.scratch.window[0].start / BLOCK_TOKENS;
+        let end = self.scratch.window[self.rows.len() - 1].end.div_ceil(BLOCK_TOKENS);
+        for block in first..end {
             let active = self.find_visible(block);
             if active.is_empty() {
                 continue;
@@ -96,11 +99,6 @@ impl Tile<'_> {
         (self.span.tokens.start + row / group, self.kv_head * group + row % group)
     }
 
-    #[inline(always)]
-    fn position(&self, row: usize) -> usize {
-        self.args.positions[self.token_and_head(row).0] as usize
-    }
-
     /// Copies the queries and sets the running state to "nothing seen yet".
     #[inline(always)]
     fn begin(&mut self) {
@@ -109,6 +107,8 @@ impl Tile<'_> {
         let rows = self.rows.len();
         for row in 0..rows {
             let (token, head) = self.token_and_head(row);
+            let position = args.positions[token] as usize;
+            self.scratch.window[row] = args.mask.first_visible(position)..position + 1;
             let start = token * args.q_strides.token + head * args.q_strides.head;
             self.scratch.q[row * dim..(row + 1) * dim].copy_from_slice(&args.q[start..start + dim]);
             // A sink is a key of weight e^0 relative to itself whose value is zero.
@@ -120,17 +120,18 @@ impl Tile<'_> {
         self.scratch.o[..rows * pad(args.value_dim())].fill(0.0);
     }
 
-    /// Finds each row's visible keys of the block; returns the rows that have any. Positions ascend
-    /// over rows, so those are consecutive.
+    /// Finds each row's visible keys of the block; returns the rows that have any, which are
+    /// consecutive because windows ascend.
     #[inline(always)]
     fn find_visible(&mut self, block: usize) -> Range<usize> {
-        let start = block * BLOCK_TOKENS;
+        let (start, end) = (block * BLOCK_TOKENS, (block + 1) * BLOCK_TOKENS);
+        let scratch = &mut *self.scratch;
         let mut active = 0..0;
-        for row in 0..self.rows.len() {
-            let position = self.position(row);
-            let from = self.args.mask.first_visible(position).saturating_sub(start);
-            let to = (position + 1).saturating_sub(start).min(BLOCK_TOKENS);
-            self.scratch.visible[row] = from..to;
+        let windows = scratch.window[..self.rows.len()].iter();
+        for (row, (window, visible)) in windows.zip(&mut scratch.visible).enumerate() {
+            let from = window.start.clamp(start, end);
+            let to = window.end.clamp(from, end);
+            *visible = from - start..to - start;
             if from < to {
                 active = if active.is_empty() { row..row + 1 } else { active.start..row + 1 };
             }
@@ -225,10 +226,10 @@ impl Tile<'_> {
             let visible = self.scratch.visible[row].clone();
             let same = |other: &&Range<usize>| **other == visible;
             let run = self.scratch.visible[row..active.end].iter().take_while(same).count();
-            row += if run >= 4 {
-                self.add_values_to::<L, 4>(row, visible, value_stride)
-            } else {
-                self.add_values_to::<L, 1>(row, visible, value_stride)
+            row += match run {
+                4.. => self.add_values_to::<L, 4>(row, visible, value_stride),
+                2.. => self.add_values_to::<L, 2>(row, visible, value_stride),
+                _ => self.add_values_to::<L, 1>(row, visible, value_stride),
             };
         }
     }
@@ -245,7 +246,7 @@ impl Tile<'_> {
         while d < dim {
             d += match (dim - d, L::REGISTERS) {
                 (64.., 32..) => self.accumulate::<L, N, 4>(row, d, &visible, value_stride),
-                (32.., _) if N == 1 => self.accumulate::<L, N, 2>(row, d, &visible, value_stride),
+                (32.., _) if N <= 2 => self.accumulate::<L, N, 2>(row, d, &visible, value_stride),
                 _ => self.accumulate::<L, N, 1>(row, d, &visible, value_stride),
             };
         }

@@ -10,9 +10,22 @@ use std::process::Command;
 
 use moeba_model::error::LoadError;
 use moeba_model::files::open;
+use moeba_model::{LoadOptions, Model};
 
 /// Tells the child which file to load.
 const ASKED: &str = "MOEBA_TEST_CHILD_LOADS";
+
+/// Tells the child how far to go.
+const DEPTH: &str = "MOEBA_TEST_CHILD_DEPTH";
+
+/// How far loading goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Depth {
+    /// Open, and ask for every tensor.
+    Files,
+    /// Make a model of it.
+    Model,
+}
 
 /// Starts the child's report on its standard output.
 const REPORT: &str = "moeba-child-report:";
@@ -38,7 +51,7 @@ pub(crate) struct Outcome {
 }
 
 /// Loads `path` in a child.
-pub(crate) fn load(path: &Path) -> Outcome {
+pub(crate) fn load(path: &Path, depth: Depth) -> Outcome {
     let binary = std::env::current_exe().unwrap();
     let script = format!("ulimit -v {ADDRESS_SPACE_KIB}; ulimit -t 5; ulimit -c 0; exec \"$@\"");
     let output = Command::new("sh")
@@ -47,6 +60,7 @@ pub(crate) fn load(path: &Path) -> Outcome {
         .args(["--exact", "files::child::child_loads_what_it_is_given", "--nocapture"])
         .args(["--test-threads", "1"])
         .env(ASKED, path)
+        .env(DEPTH, if depth == Depth::Model { "model" } else { "files" })
         .output()
         .unwrap();
     let stdout = String::from_utf8_lossy(&output.stdout);
@@ -63,7 +77,12 @@ pub(crate) fn load(path: &Path) -> Outcome {
 
 /// Demands that `path` is refused within the limits, by a message that has all of `words`.
 pub(crate) fn check_refused(row: &str, path: &Path, words: &[&str]) {
-    let outcome = load(path);
+    check_refused_at(Depth::Files, row, path, words);
+}
+
+/// As [`check_refused`], at the latest when loading has gone to `depth`.
+pub(crate) fn check_refused_at(depth: Depth, row: &str, path: &Path, words: &[&str]) {
+    let outcome = load(path, depth);
     assert_eq!(outcome.code, Some(1), "{row}: not refused but {outcome:?}");
     assert!(outcome.rss_kib <= RSS_KIB_MAX, "{row}: too much memory: {outcome:?}");
     assert!(outcome.cpu_ms <= CPU_MS_MAX, "{row}: too much work: {outcome:?}");
@@ -78,7 +97,12 @@ pub(crate) fn check_refused(row: &str, path: &Path, words: &[&str]) {
 
 /// Demands that `path` loads.
 pub(crate) fn check_loads(row: &str, path: &Path) {
-    let outcome = load(path);
+    check_loads_at(Depth::Files, row, path);
+}
+
+/// As [`check_loads`], to `depth`.
+pub(crate) fn check_loads_at(depth: Depth, row: &str, path: &Path) {
+    let outcome = load(path, depth);
     assert_eq!(outcome.code, Some(0), "{row}: {outcome:?}");
 }
 
@@ -87,7 +111,11 @@ pub(crate) fn check_loads(row: &str, path: &Path) {
 fn child_loads_what_it_is_given() {
     let Some(path) = std::env::var_os(ASKED) else { return };
     let (rss_before, cpu_before) = (rss_kib(), cpu_ms());
-    let result = load_all(Path::new(&path));
+    let path = Path::new(&path);
+    let result = match std::env::var(DEPTH).as_deref() {
+        Ok("model") => Model::load(path, &LoadOptions::default()).map(drop),
+        _ => load_all(path),
+    };
     let (rss, cpu) = (rss_kib() - rss_before, cpu_ms() - cpu_before);
     let (message, code) = match result {
         Ok(()) => ("loaded".to_owned(), 0),

@@ -2,6 +2,7 @@
 
 mod bad_directory;
 mod bad_gguf;
+mod bad_model;
 mod bad_safetensors;
 mod bad_split;
 mod child;
