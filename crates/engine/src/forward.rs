@@ -39,8 +39,6 @@ pub trait Forward {
 pub struct StepStats {
     /// Bytes of expert weights read.
     pub expert_bytes: u64,
-    /// Experts used, summed over layers.
-    pub experts_used: u64,
 }
 
 /// A step failed. The engine ends as few requests as it can.

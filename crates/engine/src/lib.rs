@@ -19,6 +19,7 @@
 pub mod blocks;
 pub mod channel;
 pub mod constraint;
+pub mod decoder;
 pub mod forward;
 pub mod handle;
 pub mod request;
@@ -32,6 +33,7 @@ mod step;
 pub use blocks::{BlockName, BlockObserver};
 pub use channel::EventStream;
 pub use constraint::{ConstraintError, TokenConstraint, TokenMask};
+pub use decoder::Decoder;
 pub use forward::{Forward, StepError, StepStats};
 pub use handle::{Engine, EngineHandle, EngineStats, Limits, ModelFacts, SubmitError};
 pub use request::{

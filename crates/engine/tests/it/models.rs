@@ -1,0 +1,134 @@
+//! Real layers of every family, with small random weights: what a request yields does not depend on
+//! what happens around it. Log-probabilities are compared bit by bit, so equal tokens by luck do
+//! not pass.
+
+use std::path::{Path, PathBuf};
+
+use moeba_engine::{
+    Decoder, Engine, EngineHandle, Event, Limits, Request, SamplingParams, Summary,
+};
+use moeba_kernels::attention::KvDType;
+use moeba_kernels::pool::{Pinning, Pool};
+use moeba_model::families::FAMILIES;
+use moeba_model::kv::KvCache;
+use moeba_model::workspace::Workspace;
+use moeba_model::{LoadOptions, Model};
+
+/// How an engine is set up; answers must not depend on any of it but `kv`.
+#[derive(Clone, Copy)]
+struct Setup {
+    threads: usize,
+    batch_tokens_max: usize,
+    sequences_max: usize,
+    num_blocks: usize,
+    prefix_cache: bool,
+    kv: KvDType,
+}
+
+/// One sequence, the whole prompt in one step, nothing kept.
+const PLAIN: Setup = Setup {
+    threads: 1,
+    batch_tokens_max: 128,
+    sequences_max: 1,
+    num_blocks: 8,
+    prefix_cache: false,
+    kv: KvDType::F32,
+};
+
+fn start(path: &Path, setup: Setup) -> EngineHandle {
+    let model = Model::load(path, &LoadOptions::default()).expect("the fixture is sound");
+    let pool = Pool::new(setup.threads, Pinning::None);
+    let cache = KvCache::new(model.spec(), setup.num_blocks, setup.kv).expect("a small cache");
+    let tokens_max = setup.batch_tokens_max;
+    let workspace = Workspace::new(&model, &pool, tokens_max, setup.sequences_max);
+    let limits = Limits {
+        batch_tokens_max: setup.batch_tokens_max,
+        sequences_max: setup.sequences_max,
+        prefix_cache: setup.prefix_cache,
+        ..Limits::default()
+    };
+    Engine::start(Box::new(Decoder::new(model, pool, cache, workspace)), limits)
+}
+
+/// Request `index` of a family's test: prompts of different lengths with a common beginning.
+fn request(index: usize, vocab_size: usize) -> Request {
+    let token = |i: usize| ((i * 7919 + 13) % vocab_size) as u32;
+    let mut tokens: Vec<u32> = (0..20).map(token).collect();
+    tokens.extend((0..5 * index).map(|i| token(31 * i + index)));
+    let mut request = Request::new(tokens);
+    request.max_tokens = Some(24);
+    request.logprobs = Some(3);
+    request.sampling = SamplingParams {
+        temperature: if index % 2 == 0 { 0.0 } else { 0.9 },
+        top_p: 0.95,
+        seed: Some(index as u64),
+        ..SamplingParams::default()
+    };
+    request
+}
+
+const REQUESTS: usize = 4;
+
+/// The answers to all requests, submitted together or one after the other.
+fn answers(path: &Path, setup: Setup, together: bool) -> Vec<(Vec<Event>, Summary)> {
+    let engine = start(path, setup);
+    let submit = |index| engine.submit(request(index, engine.model().vocab_size)).expect("room");
+    let read = |stream: moeba_engine::EventStream| {
+        let mut events: Vec<Event> = stream.collect();
+        match events.pop() {
+            Some(Event::Finished(summary)) => (events, summary),
+            other => panic!("a stream ends with `Finished`, not {other:?}"),
+        }
+    };
+    if together {
+        let streams: Vec<_> = (0..REQUESTS).map(submit).collect();
+        streams.into_iter().map(read).collect()
+    } else {
+        (0..REQUESTS).map(|index| read(submit(index))).collect()
+    }
+}
+
+fn fixtures() -> Vec<PathBuf> {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/models");
+    let families = FAMILIES.iter().map(|family| root.join(family.name).join("model.gguf"));
+    families.filter(|path| path.exists()).collect()
+}
+
+#[test]
+fn the_same_request_yields_the_same_bits_in_every_company() {
+    let fixtures = fixtures();
+    assert!(fixtures.len() >= 6, "fixtures are where they should be");
+    for path in fixtures {
+        let alone = answers(&path, PLAIN, false);
+        assert!(alone.iter().all(|(events, _)| events.len() == 24));
+        let check = |name: &str, setup: Setup, together: bool| {
+            let others = answers(&path, setup, together);
+            for (index, (one, other)) in alone.iter().zip(&others).enumerate() {
+                assert_eq!(one.0, other.0, "{}: request {index}, {name}", path.display());
+            }
+            others
+        };
+        let wide = Setup { sequences_max: 4, num_blocks: 32, threads: 2, ..PLAIN };
+        check("in one batch, two threads", wide, true);
+        check("in chunks", Setup { batch_tokens_max: 7, ..PLAIN }, false);
+        check("in chunks and together", Setup { batch_tokens_max: 9, ..wide }, true);
+        let warm = check("found in the cache", Setup { prefix_cache: true, ..PLAIN }, false);
+        assert!(warm[1..].iter().all(|(_, summary)| summary.usage.cached_tokens == 16));
+        let tight = Setup { num_blocks: 7, prefix_cache: true, ..wide };
+        let tight = check("preempted", tight, true);
+        assert!(tight.iter().any(|(_, summary)| summary.usage.preemptions > 0));
+    }
+}
+
+#[test]
+fn a_cache_of_another_format_changes_numbers_but_not_with_company() {
+    let path = fixtures().swap_remove(0);
+    for kv in [KvDType::F16, KvDType::BF16, KvDType::Q8] {
+        let alone = answers(&path, Setup { kv, ..PLAIN }, false);
+        let wide = Setup { kv, sequences_max: 4, num_blocks: 32, batch_tokens_max: 9, ..PLAIN };
+        let together = answers(&path, wide, true);
+        for (one, other) in alone.iter().zip(&together) {
+            assert_eq!(one.0, other.0, "{kv:?}");
+        }
+    }
+}
