@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use moeba_engine::{Engine, Limits};
+use moeba_engine::{Decoder, Engine, Limits};
 use moeba_kernels::os::cpu;
 use moeba_model::files;
 use moeba_model::kv::KvCache;
@@ -12,7 +12,6 @@ use moeba_model::memory_plan::{Demand, MemoryPlan};
 use moeba_model::workspace::Workspace;
 use moeba_model::{LoadOptions, Model};
 
-use super::decoder::Decoder;
 use super::{Advice, Session, Words};
 use crate::args::KvType;
 use crate::machine;
@@ -76,7 +75,7 @@ impl Session {
             ..Limits::default()
         };
         let notes = model.notes().to_vec();
-        let decoder = Decoder { model, pool, cache, workspace };
+        let decoder = Decoder::new(model, pool, cache, workspace);
         let engine = Engine::start(Box::new(decoder), limits);
         Ok(Self { engine, words, advice, notes, load_time: start.elapsed() })
     }

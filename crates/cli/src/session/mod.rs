@@ -5,7 +5,6 @@
 //! Nothing here prints or reads flags, so that a server can use it as it is.
 
 mod advice;
-mod decoder;
 mod load;
 mod words;
 
