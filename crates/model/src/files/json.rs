@@ -17,6 +17,11 @@ use crate::error::{Fault, LoadError};
 
 /// Reads the whole of a JSON file of at most `bytes_max` bytes.
 pub(super) fn read_file<T: DeserializeOwned>(path: &Path, bytes_max: u64) -> Result<T, LoadError> {
+    parse(path, 0, &read_bytes(path, bytes_max)?)
+}
+
+/// Reads the whole of a regular file of at most `bytes_max` bytes.
+pub(super) fn read_bytes(path: &Path, bytes_max: u64) -> Result<Vec<u8>, LoadError> {
     let about = std::fs::metadata(path).map_err(|e| LoadError::io("open", path, e))?;
     if !about.is_file() {
         return Err(Fault::new(path)
@@ -33,7 +38,7 @@ pub(super) fn read_file<T: DeserializeOwned>(path: &Path, bytes_max: u64) -> Res
     let file = File::open(path).map_err(|e| LoadError::io("open", path, e))?;
     let mut bytes = Vec::new();
     file.take(bytes_max).read_to_end(&mut bytes).map_err(|e| LoadError::io("read", path, e))?;
-    parse(path, 0, &bytes)
+    Ok(bytes)
 }
 
 /// Parses JSON that stands at `offset` in `path`.

@@ -76,6 +76,22 @@ pub struct ModelFiles {
     pub notes: Vec<String>,
 }
 
+impl ModelFiles {
+    /// The bytes of another file of a model directory, such as `tokenizer.json`; `None` where
+    /// there is none, or the model is no directory.
+    ///
+    /// # Errors
+    /// If the file has more than `bytes_max` bytes, is no regular file, leads out of the
+    /// directory, or cannot be read.
+    pub fn companion(&self, name: &str, bytes_max: u64) -> Result<Option<Vec<u8>>, LoadError> {
+        if self.container == Container::Gguf || self.path.join(name).symlink_metadata().is_err() {
+            return Ok(None);
+        }
+        let path = paths::beneath(&self.path, name, &self.path)?;
+        json::read_bytes(&path, bytes_max).map(Some)
+    }
+}
+
 /// Opens a model with default limits, its weights mapped.
 ///
 /// `path` is a GGUF file, any shard of a split set, a Hugging Face directory (which may hold

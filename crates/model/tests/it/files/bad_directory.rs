@@ -87,6 +87,21 @@ fn a_download_cache_may_link_to_its_blobs() {
 }
 
 #[test]
+fn companions_lie_beside_the_configuration() {
+    let scratch = Scratch::new();
+    scratch.write("config.json", b"{}");
+    scratch.write("tokenizer.json", b"{\"a\":1}");
+    symlink("/etc/hostname", scratch.path().join("chat_template.jinja")).unwrap();
+    let files = open(scratch.path()).unwrap();
+    assert_eq!(files.companion("tokenizer.json", 100).unwrap().unwrap(), b"{\"a\":1}");
+    assert_eq!(files.companion("tekken.json", 100).unwrap(), None);
+    assert!(files.companion("tokenizer.json", 6).is_err());
+    assert!(files.companion("chat_template.jinja", 100).is_err());
+    assert!(files.companion("../x", 100).is_ok_and(|found| found.is_none()));
+    assert!(files.companion(".", 100).is_err());
+}
+
+#[test]
 fn s7_code_is_never_opened() {
     let scratch = Scratch::new();
     scratch.write("config.json", br#"{"auto_map": {"AutoModel": "modeling_x.Model"}}"#);

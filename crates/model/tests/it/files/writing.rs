@@ -112,6 +112,42 @@ fn an_unfinished_file_leaves_nothing_behind() {
     assert_eq!(std::fs::read(&path).unwrap(), b"the old file");
 }
 
+/// Tells a child process where to write. See [`a_full_disk_leaves_nothing_behind`].
+const ASKED: &str = "MOEBA_TEST_CHILD_WRITES";
+
+#[test]
+fn child_writes_where_it_is_told() {
+    let Some(path) = std::env::var_os(ASKED) else { return };
+    let path = std::path::Path::new(&path);
+    let result = GgufWriter::create(path, &header()).and_then(|mut writer| {
+        for (i, name) in ["small", "stacked", "large"].into_iter().enumerate() {
+            writer.write_tensor(name, &bytes_of(1, SIZES[i]))?;
+        }
+        writer.finish()
+    });
+    std::process::exit(i32::from(matches!(result, Err(LoadError::Io { .. }))));
+}
+
+#[test]
+fn a_full_disk_leaves_nothing_behind() {
+    // A limit on the size of files stands in for the full disk; without the signal that it
+    // would send, a write is refused in the same way. The limit counts in half kilobytes.
+    for halves in [0, 1, 2, 100, 2048, 4000] {
+        let scratch = Scratch::new();
+        let script = format!("trap '' XFSZ; ulimit -f {halves}; exec \"$@\"");
+        let status = std::process::Command::new("sh")
+            .args(["-c", &script, "sh"])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "files::writing::child_writes_where_it_is_told"])
+            .env(ASKED, scratch.path().join("model.gguf"))
+            .stdout(std::process::Stdio::null())
+            .status()
+            .unwrap();
+        assert_eq!(status.code(), Some(1), "{halves}");
+        assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 0, "{halves}");
+    }
+}
+
 #[test]
 fn data_out_of_order_or_size_is_refused() {
     let scratch = Scratch::new();
