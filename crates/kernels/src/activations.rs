@@ -87,7 +87,7 @@ fn stride(cols: usize) -> usize {
 }
 
 /// One row's quantised form from some column on, at least one panel of it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct QuantisedRow<'a> {
     /// Four i8 each.
     pub(crate) words: &'a [u32],

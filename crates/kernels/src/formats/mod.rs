@@ -46,6 +46,8 @@ pub(crate) struct Form {
     pub(crate) symmetric: bool,
     /// `q` reaches beyond 127.
     pub(crate) full_range: bool,
+    /// `q` is at most 15.
+    pub(crate) nibbles: bool,
 }
 
 /// [`PANEL_COLS`] columns of `LANES` rows as integers: lane `i` of every vector is row `i`.

@@ -23,7 +23,8 @@ impl BlockFormat for Q4_0 {
     const GGML_TYPE: u32 = 2;
     const BLOCK_LEN: usize = 32;
     const BLOCK_BYTES: usize = 18;
-    const FORM: Form = Form { sub_len: 32, offset: 8, symmetric: true, full_range: false };
+    const FORM: Form =
+        Form { sub_len: 32, offset: 8, symmetric: true, full_range: false, nibbles: true };
 
     fn decode(block: &[u8], values: &mut [f32]) {
         let d = half::read_f16(block, 0);

@@ -24,7 +24,8 @@ impl BlockFormat for Q4_1 {
     const GGML_TYPE: u32 = 3;
     const BLOCK_LEN: usize = 32;
     const BLOCK_BYTES: usize = 20;
-    const FORM: Form = Form { sub_len: 32, offset: 1, symmetric: false, full_range: false };
+    const FORM: Form =
+        Form { sub_len: 32, offset: 1, symmetric: false, full_range: false, nibbles: true };
 
     fn decode(block: &[u8], values: &mut [f32]) {
         let (d, min) = (half::read_f16(block, 0), half::read_f16(block, 2));

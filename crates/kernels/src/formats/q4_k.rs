@@ -24,7 +24,8 @@ impl BlockFormat for Q4K {
     const GGML_TYPE: u32 = 12;
     const BLOCK_LEN: usize = 256;
     const BLOCK_BYTES: usize = 144;
-    const FORM: Form = Form { sub_len: 32, offset: 0, symmetric: false, full_range: false };
+    const FORM: Form =
+        Form { sub_len: 32, offset: 0, symmetric: false, full_range: false, nibbles: true };
 
     fn decode(block: &[u8], values: &mut [f32]) {
         let (d, e) = (half::read_f16(block, 0), half::read_f16(block, 2));

@@ -35,7 +35,8 @@ impl BlockFormat for Q6K {
     const GGML_TYPE: u32 = 14;
     const BLOCK_LEN: usize = 256;
     const BLOCK_BYTES: usize = 210;
-    const FORM: Form = Form { sub_len: 16, offset: 0, symmetric: true, full_range: false };
+    const FORM: Form =
+        Form { sub_len: 16, offset: 0, symmetric: true, full_range: false, nibbles: false };
 
     fn decode(block: &[u8], values: &mut [f32]) {
         let d = half::read_f16(block, 208);

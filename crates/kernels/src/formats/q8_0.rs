@@ -23,7 +23,8 @@ impl BlockFormat for Q8_0 {
     const GGML_TYPE: u32 = 8;
     const BLOCK_LEN: usize = 32;
     const BLOCK_BYTES: usize = 34;
-    const FORM: Form = Form { sub_len: 32, offset: 128, symmetric: true, full_range: true };
+    const FORM: Form =
+        Form { sub_len: 32, offset: 128, symmetric: true, full_range: true, nibbles: false };
 
     fn decode(block: &[u8], values: &mut [f32]) {
         let d = half::read_f16(block, 0);

@@ -27,27 +27,34 @@ const PREFETCH_PANELS: usize = 4;
 #[inline(always)]
 pub(crate) fn run<S: Simd, F: BlockFormat>(s: S, unit: &Unit<'_>) {
     let mut panel = Panel::new(s);
-    let mut first = unit.rows.start;
-    while first < unit.rows.end {
-        let rows = first..(first + S::LANES).min(unit.rows.end);
-        let mut token = 0;
-        while token < unit.tokens.len() {
-            let tokens = token..(token + TOKENS).min(unit.tokens.len());
-            panel_rows::<S, F>(s, unit, &mut panel, rows.clone(), tokens.clone());
-            token = tokens.end;
+    let mut inputs = [QuantisedRow::default(); TOKENS];
+    let mut token = 0;
+    while token < unit.tokens.len() {
+        let tokens = token..(token + TOKENS).min(unit.tokens.len());
+        for (input, token) in inputs.iter_mut().zip(tokens.clone()) {
+            *input = unit.input.quantised(F::BLOCK_LEN, unit.tokens.at(token), unit.input_col);
         }
-        first = rows.end;
+        let inputs = &inputs[..tokens.len()];
+        let mut first = unit.rows.start;
+        while first < unit.rows.end {
+            let rows = first..(first + S::LANES).min(unit.rows.end);
+            panel_rows::<S, F>(s, unit, &mut panel, rows.clone(), inputs, token);
+            first = rows.end;
+        }
+        token = tokens.end;
     }
 }
 
-/// All columns of `rows` (at most `LANES`) for `tokens` (at most [`TOKENS`]).
+/// All columns of `rows` (at most `LANES`) for at most [`TOKENS`] inputs, the first of which is
+/// output row `token`.
 #[inline(always)]
 fn panel_rows<S: Simd, F: BlockFormat>(
     s: S,
     unit: &Unit<'_>,
     panel: &mut Panel<S>,
     rows: Range<usize>,
-    tokens: Range<usize>,
+    inputs: &[QuantisedRow<'_>],
+    token: usize,
 ) {
     let blocks_per_panel = PANEL_COLS / F::BLOCK_LEN;
     let num_blocks = unit.weight.cols() / F::BLOCK_LEN;
@@ -56,12 +63,11 @@ fn panel_rows<S: Simd, F: BlockFormat>(
     while block < num_blocks {
         let count = blocks_per_panel.min(num_blocks - block);
         unpack::<S, F>(s, unit, panel, rows.clone(), block..block + count);
-        let col = unit.input_col + block * F::BLOCK_LEN;
-        tiles::<S, F>(s, unit, panel, (col, count), tokens.clone(), &mut acc);
+        tiles::<S, F>(s, panel, block..block + count, inputs, &mut acc);
         block += count;
     }
-    for (token, acc) in tokens.zip(acc) {
-        s.store(acc, unit.output(token, rows.clone()));
+    for (index, acc) in acc.into_iter().take(inputs.len()).enumerate() {
+        s.store(acc, unit.output(token + index, rows.clone()));
     }
 }
 
@@ -112,55 +118,56 @@ fn prefetch<S: Simd>(bytes: &[u8], first: usize, stride: usize, len: usize) {
     }
 }
 
-/// Multiplies the panel with all `tokens`, as many at a time as registers allow.
+/// Multiplies the panel, which holds `blocks`, with all `inputs`, as many at a time as registers
+/// allow.
 #[inline(always)]
 fn tiles<S: Simd, F: BlockFormat>(
     s: S,
-    unit: &Unit<'_>,
     panel: &Panel<S>,
-    (col, blocks): (usize, usize),
-    tokens: Range<usize>,
+    blocks: Range<usize>,
+    inputs: &[QuantisedRow<'_>],
     acc: &mut [S::F; TOKENS],
 ) {
-    let input = |token: usize| unit.input.quantised(F::BLOCK_LEN, unit.tokens.at(token), col);
     let mut done = 0;
-    while done < tokens.len() {
-        let (left, token) = (tokens.len() - done, tokens.start + done);
-        done += if S::TILE >= 8 && left >= 8 {
-            tile::<S, F, 8>(s, panel, blocks, |i| input(token + i), &mut acc[done..]);
-            8
-        } else if S::TILE >= 4 && left >= 4 {
-            tile::<S, F, 4>(s, panel, blocks, |i| input(token + i), &mut acc[done..]);
-            4
-        } else if S::TILE >= 2 && left >= 2 {
-            tile::<S, F, 2>(s, panel, blocks, |i| input(token + i), &mut acc[done..]);
-            2
+    while done < inputs.len() {
+        let (inputs, acc) = (&inputs[done..], &mut acc[done..]);
+        done += if S::TILE >= 8 && inputs.len() >= 8 {
+            tile::<S, F, 8>(s, panel, blocks.clone(), inputs, acc)
+        } else if S::TILE >= 4 && inputs.len() >= 4 {
+            tile::<S, F, 4>(s, panel, blocks.clone(), inputs, acc)
+        } else if S::TILE >= 2 && inputs.len() >= 2 {
+            tile::<S, F, 2>(s, panel, blocks.clone(), inputs, acc)
         } else {
-            tile::<S, F, 1>(s, panel, blocks, |i| input(token + i), &mut acc[done..]);
-            1
+            tile::<S, F, 1>(s, panel, blocks.clone(), inputs, acc)
         };
     }
 }
 
-/// Multiplies the panel with `T` tokens.
+/// Multiplies the panel with the first `T` inputs; returns `T`.
 #[inline(always)]
-fn tile<'a, S: Simd, F: BlockFormat, const T: usize>(
+fn tile<S: Simd, F: BlockFormat, const T: usize>(
     s: S,
     panel: &Panel<S>,
-    blocks: usize,
-    input: impl Fn(usize) -> QuantisedRow<'a>,
+    blocks: Range<usize>,
+    inputs: &[QuantisedRow<'_>],
     acc: &mut [S::F],
-) {
-    let rows: [QuantisedRow<'a>; T] = std::array::from_fn(input);
-    let words: [&[u32; PANEL_WORDS]; T] = std::array::from_fn(|t| {
-        rows[t].words.first_chunk().expect("rows are padded by a whole panel")
-    });
-    let acc: &mut [S::F; T] = acc.first_chunk_mut().expect("one sum per token");
+) -> usize {
+    let inputs: &[QuantisedRow<'_>; T] = inputs.first_chunk().expect("at least T inputs");
+    let acc: &mut [S::F; T] = acc.first_chunk_mut().expect("one sum per input");
+    let words: [&[u32; PANEL_WORDS]; T] =
+        std::array::from_fn(|t| window(inputs[t].words, blocks.start * F::BLOCK_LEN / 4));
     if F::BLOCK_LEN == 32 {
-        short_blocks::<S, F, T>(s, panel, blocks, &rows, &words, acc);
+        short_blocks::<S, F, T>(s, panel, blocks, inputs, &words, acc);
     } else {
-        long_block::<S, F, T>(s, panel, &rows, &words, acc);
+        long_block::<S, F, T>(s, panel, blocks.start, inputs, &words, acc);
     }
+    T
+}
+
+/// A panel's worth of `values` from `first` on.
+#[inline(always)]
+fn window<T, const N: usize>(values: &[T], first: usize) -> &[T; N] {
+    values[first..].first_chunk().expect("rows are padded by a whole panel")
 }
 
 /// Blocks of one sub-block: `M` is the same for all rows, so symmetric formats start from `-M`.
@@ -168,18 +175,18 @@ fn tile<'a, S: Simd, F: BlockFormat, const T: usize>(
 fn short_blocks<S: Simd, F: BlockFormat, const T: usize>(
     s: S,
     panel: &Panel<S>,
-    blocks: usize,
-    rows: &[QuantisedRow<'_>; T],
+    blocks: Range<usize>,
+    inputs: &[QuantisedRow<'_>; T],
     words: &[&[u32; PANEL_WORDS]; T],
     acc: &mut [S::F; T],
 ) {
     let bias = if F::FORM.full_range { S::FULL_BIAS } else { 0 };
     let offset = if F::FORM.symmetric { bias - F::FORM.offset } else { bias };
     let scales: [&[f32; PANEL_BLOCKS]; T] =
-        std::array::from_fn(|t| rows[t].scales.first_chunk().expect("a panel of scales"));
+        std::array::from_fn(|t| window(inputs[t].scales, blocks.start));
     let sums: [&[u32; PANEL_BLOCKS]; T] =
-        std::array::from_fn(|t| rows[t].sums.first_chunk().expect("a panel of sums"));
-    for block in 0..blocks.min(PANEL_BLOCKS) {
+        std::array::from_fn(|t| window(inputs[t].sums, blocks.start));
+    for block in 0..blocks.len().min(PANEL_BLOCKS) {
         let mut sum: [S::U; T] = std::array::from_fn(|t| {
             s.splat(if offset == 0 { 0 } else { sums[t][block].wrapping_mul(offset as u32) })
         });
@@ -205,14 +212,14 @@ fn short_blocks<S: Simd, F: BlockFormat, const T: usize>(
 fn long_block<S: Simd, F: BlockFormat, const T: usize>(
     s: S,
     panel: &Panel<S>,
-    rows: &[QuantisedRow<'_>; T],
+    block: usize,
+    inputs: &[QuantisedRow<'_>; T],
     words: &[&[u32; PANEL_WORDS]; T],
     acc: &mut [S::F; T],
 ) {
-    let sub_words = F::FORM.sub_len / 4;
     let num_subs = PANEL_COLS / F::FORM.sub_len;
     let sums: [&[u32; LONG_SUM_WORDS]; T] =
-        std::array::from_fn(|t| rows[t].sums.first_chunk().expect("a block of sums"));
+        std::array::from_fn(|t| window(inputs[t].sums, block * LONG_SUM_WORDS));
     let first_sum = if F::FORM.sub_len == 32 { 0 } else { LONG_SUM_WORDS - 8 };
     let mut m = [s.splat(0); T];
     for pair in 0..num_subs / 2 {
@@ -222,20 +229,29 @@ fn long_block<S: Simd, F: BlockFormat, const T: usize>(
     }
     // Symmetric formats store `-m`, so that `S - M` is one sum.
     let mut total = if F::FORM.symmetric { m } else { [s.splat(0); T] };
-    for sub in 0..num_subs {
+    // Four products of four columns each fit in an i16 where `q` is a nibble; then the one
+    // instruction that multiplies pairs of i16 (here with a pair whose other half is 0) is
+    // cheaper than a full multiplication, even twice.
+    let run = if F::FORM.nibbles { 4 } else { F::FORM.sub_len / 4 };
+    for first in (0..PANEL_WORDS).step_by(run) {
         let mut sum = [s.splat(0); T];
-        for word in sub * sub_words..(sub + 1) * sub_words {
+        for word in first..first + run {
             let q = panel.q[word];
             for t in 0..T {
                 sum[t] = dot::<S, F>(s, sum[t], q, s.splat(words[t][word]));
             }
         }
+        let sc = panel.sc[first / (F::FORM.sub_len / 4)];
         for t in 0..T {
-            total[t] = s.mul_add(total[t], sum[t], panel.sc[sub]);
+            total[t] = if F::FORM.nibbles {
+                s.dot_pairs(total[t], sum[t], sc)
+            } else {
+                s.mul_add(total[t], sum[t], sc)
+            };
         }
     }
     for t in 0..T {
-        let dx = s.splat_f32(rows[t].scales[0]);
+        let dx = s.splat_f32(inputs[t].scales[block]);
         acc[t] = s.fma(s.mul(panel.d[0], dx), s.from_i32(total[t]), acc[t]);
         if !F::FORM.symmetric {
             acc[t] = s.fnma(s.mul(panel.e[0], dx), s.from_i32(m[t]), acc[t]);

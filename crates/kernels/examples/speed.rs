@@ -1,0 +1,181 @@
+//! How fast every format is multiplied on every instruction set, next to what memory can do.
+//!
+//! `cargo run --release -p moeba-kernels --example speed -- [--formats Q4_K,Q8_0] [--isas avx512]
+//! [--tokens 1,4,64] [--mib 1024] [--rounds 5] [--threads 2] [--clock wall]`
+//!
+//! On a busy machine `--threads 1 --clock cpu` counts the seconds this process really had.
+//! Every round reads the weights plainly, then multiplies them, so that a noisy neighbour hurts
+//! both alike. GB/s counts weight bytes, Gop/s counts 2 operations per weight and token; the last
+//! columns are the median over rounds of the ratio to the plain read, and its range.
+
+#![expect(clippy::print_stdout, reason = "a bench reports on stdout")]
+
+use std::collections::HashMap;
+use std::hint::black_box;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use rustix::time::{ClockId, clock_gettime};
+
+use moeba_kernels::activations::{ActKinds, Activations};
+use moeba_kernels::dtype::{DType, FORMATS};
+use moeba_kernels::isa::Isa;
+use moeba_kernels::matmul::{Job, Rows, matmul_with};
+use moeba_kernels::os::memory::Region;
+use moeba_kernels::pool::{Pinning, Pool};
+use moeba_kernels::tensor::Matrix;
+
+const COLS: usize = 4096;
+
+struct Options {
+    formats: Vec<DType>,
+    isas: Vec<Isa>,
+    tokens: Vec<usize>,
+    mib: usize,
+    rounds: usize,
+    threads: usize,
+    clock: ClockId,
+}
+
+/// Seconds on a clock; a process has as many CPU seconds per second as threads.
+fn seconds(clock: ClockId) -> f64 {
+    let now = clock_gettime(clock);
+    now.tv_sec as f64 + now.tv_nsec as f64 * 1e-9
+}
+
+fn options() -> Options {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let given: HashMap<&str, &str> =
+        args.chunks_exact(2).map(|two| (two[0].trim_start_matches('-'), two[1].as_str())).collect();
+    let number = |name: &str, otherwise: usize| {
+        given.get(name).map_or(otherwise, |text| text.parse().expect("a number"))
+    };
+    let list = |name: &str, otherwise: String| -> Vec<String> {
+        let text = given.get(name).map_or(otherwise, |text| (*text).to_owned());
+        text.split(',').map(str::to_owned).collect()
+    };
+    let all: Vec<&str> = FORMATS.iter().map(|format| format.name).collect();
+    Options {
+        formats: list("formats", all.join(","))
+            .iter()
+            .map(|name| DType::from_name(name).expect("a format's name"))
+            .collect(),
+        isas: list("isas", Isa::detect().name().to_owned())
+            .iter()
+            .map(|name| Isa::from_name(name).expect("an instruction set's name"))
+            .collect(),
+        tokens: list("tokens", "1,4,16,64,256".to_owned())
+            .iter()
+            .map(|text| text.parse().expect("a number of tokens"))
+            .collect(),
+        mib: number("mib", 1024),
+        rounds: number("rounds", 5),
+        threads: number("threads", 2),
+        clock: match given.get("clock") {
+            Some(&"cpu") => ClockId::ProcessCPUTime,
+            _ => ClockId::Monotonic,
+        },
+    }
+}
+
+/// Weights of one format: 64 encoded rows, repeated.
+fn fill(region: &mut Region, dtype: DType, rows: usize) {
+    let row_bytes = dtype.row_bytes(COLS).expect("4096 is a whole number of blocks");
+    let mut seed = 1u32;
+    let mut values = vec![0f32; COLS];
+    let mut pattern = vec![0u8; 64 * row_bytes];
+    for row in pattern.chunks_exact_mut(row_bytes) {
+        for value in &mut values {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            *value = (seed >> 8) as f32 / (1 << 24) as f32 - 0.5;
+        }
+        dtype.encode_row(&values, row);
+    }
+    for part in region.bytes_mut()[..rows * row_bytes].chunks_mut(pattern.len()) {
+        part.copy_from_slice(&pattern[..part.len()]);
+    }
+}
+
+/// Seconds to read `bytes` once with all threads.
+fn read_seconds(pool: &Pool, bytes: &[u8], clock: ClockId) -> f64 {
+    const CHUNK: usize = 1 << 20;
+    let (next, total) = (AtomicUsize::new(0), AtomicU64::new(0));
+    let start = seconds(clock);
+    pool.run(&|_| {
+        let mut sums = [0u64; 16];
+        while let Some(chunk) = bytes.chunks(CHUNK).nth(next.fetch_add(1, Ordering::Relaxed)) {
+            for line in chunk.as_chunks::<128>().0 {
+                for (sum, word) in sums.iter_mut().zip(line.as_chunks::<8>().0) {
+                    *sum = sum.wrapping_add(u64::from_ne_bytes(*word));
+                }
+            }
+        }
+        total.fetch_add(sums.iter().fold(0, |a, b| a.wrapping_add(*b)), Ordering::Relaxed);
+    });
+    black_box(total.into_inner());
+    seconds(clock) - start
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn main() {
+    let options = options();
+    let pool = Pool::new(options.threads, Pinning::Cores);
+    pool.pin_caller();
+    let mut region = Region::anonymous(options.mib << 20).expect("memory for the weights");
+    println!("{} MiB of weights, {} threads", options.mib, options.threads);
+    println!("format  isa     tokens   GB/s   Gop/s   read GB/s   of read (range)");
+    for &dtype in &options.formats {
+        let row_bytes = dtype.row_bytes(COLS).expect("4096 is a whole number of blocks");
+        let rows = (options.mib << 20) / row_bytes / 64 * 64;
+        fill(&mut region, dtype, rows);
+        for &isa in &options.isas {
+            for &tokens in &options.tokens {
+                measure(&options, &pool, &region, (dtype, rows, isa, tokens));
+            }
+        }
+    }
+}
+
+fn measure(
+    options: &Options,
+    pool: &Pool,
+    region: &Region,
+    (dtype, rows, isa, tokens): (DType, usize, Isa, usize),
+) {
+    let row_bytes = dtype.row_bytes(COLS).expect("4096 is a whole number of blocks");
+    // Many tokens are bound by arithmetic, not memory: fewer rows show as much in less time.
+    let rows = (rows / tokens.div_ceil(4)).next_multiple_of(64).min(rows);
+    let bytes = &region[..rows * row_bytes];
+    let x: Vec<f32> = (0..tokens * COLS).map(|i| (i % 97) as f32 - 48.0).collect();
+    let mut input = Activations::with_capacity(tokens, COLS);
+    input.set(pool, &x, tokens, COLS, ActKinds::I8X32 | ActKinds::I8X256);
+    let mut output = vec![0f32; tokens * rows];
+    let (mut reads, mut speeds, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..=options.rounds {
+        let read = bytes.len() as f64 / read_seconds(pool, bytes, options.clock) / 1e9;
+        let start = seconds(options.clock);
+        let weight = Matrix::new(dtype, rows, COLS, bytes);
+        let (rows, output) = (Rows::Range(0..tokens), &mut output[..]);
+        matmul_with(isa, pool, &mut [Job { weight, input: &input, input_col: 0, rows, output }]);
+        let speed = bytes.len() as f64 / (seconds(options.clock) - start) / 1e9;
+        black_box(&output);
+        // The first round warms up.
+        if round > 0 {
+            reads.push(read);
+            speeds.push(speed);
+            ratios.push(speed / read);
+        }
+    }
+    let (read, speed, ratio) = (median(&mut reads), median(&mut speeds), median(&mut ratios));
+    let operations = speed * 2.0 * tokens as f64 * COLS as f64 / row_bytes as f64;
+    println!(
+        "{:7} {:7} {tokens:6} {speed:6.1} {operations:7.0} {read:11.1} {ratio:9.3} ({:.3}-{:.3})",
+        dtype.name(),
+        isa.name(),
+        ratios[0],
+        ratios[ratios.len() - 1],
+    );
+}
