@@ -20,9 +20,9 @@ pub(crate) mod q4_k;
 pub(crate) mod q5_k;
 pub(crate) mod q6_k;
 pub(crate) mod q8_0;
+pub(crate) mod rows;
 
-use std::marker::PhantomData;
-
+use self::rows::BlockRows;
 use crate::arch;
 use crate::dtype::{ActKind, DType, Format};
 use crate::simd::Simd;
@@ -77,50 +77,6 @@ impl<S: Simd> Panel<S> {
             d: [none; PANEL_BLOCKS],
             e: [none; PANEL_BLOCKS],
         }
-    }
-}
-
-/// The same block of `LANES` consecutive rows, still as bytes.
-pub(crate) struct BlockRows<'a, S> {
-    s: S,
-    first: *const u8,
-    stride: usize,
-    block_bytes: usize,
-    bytes: PhantomData<&'a [u8]>,
-}
-
-impl<'a, S: Simd> BlockRows<'a, S> {
-    /// Row `i`'s block starts `offset + i * stride` bytes into `bytes`.
-    #[inline(always)]
-    pub(crate) fn new(
-        s: S,
-        bytes: &'a [u8],
-        offset: usize,
-        stride: usize,
-        block_bytes: usize,
-    ) -> Self {
-        let end = offset + (S::LANES - 1) * stride + block_bytes;
-        assert!(end <= bytes.len(), "a panel reaches past its matrix");
-        // SAFETY: `offset <= end <= len`, so the pointer stays within the slice.
-        let first = unsafe { bytes.as_ptr().add(offset) };
-        Self { s, first, stride, block_bytes, bytes: PhantomData }
-    }
-
-    /// Bytes `offset..offset + 16` of the block, as four words of every row.
-    #[inline(always)]
-    pub(crate) fn columns(&self, offset: usize) -> [S::U; 4] {
-        assert!(offset + 16 <= self.block_bytes, "columns past the end of the block");
-        // SAFETY: `new` checked that every row has `block_bytes`, and the assert that these 16
-        // bytes are among them.
-        unsafe { self.s.columns(self.first.add(offset), self.stride) }
-    }
-
-    /// Bytes `offset..offset + 4` of the block, as one word of every row.
-    #[inline(always)]
-    pub(crate) fn column(&self, offset: usize) -> S::U {
-        assert!(offset + 4 <= self.block_bytes, "a column past the end of the block");
-        // SAFETY: as in `columns`, with 4 bytes.
-        unsafe { self.s.column(self.first.add(offset), self.stride) }
     }
 }
 

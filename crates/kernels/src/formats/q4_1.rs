@@ -7,7 +7,8 @@
 //! ```
 //! As integers: `q = n`, `m = 1`, `e = -min`.
 
-use super::{BlockFormat, BlockRows, Form, Panel, block_row, half};
+use super::rows::BlockRows;
+use super::{BlockFormat, Form, Panel, block_row, half};
 use crate::dtype::{DType, Format};
 use crate::simd::Simd;
 

@@ -8,7 +8,8 @@
 //!        48..176  four runs of 32 bytes; run r: low nibbles are sub-block 2r, high ones 2r + 1
 //! ```
 
-use super::{BlockFormat, BlockRows, Form, Panel, block_row, half, k_scales, k_search};
+use super::rows::BlockRows;
+use super::{BlockFormat, Form, Panel, block_row, half, k_scales, k_search};
 use crate::dtype::{DType, Format};
 use crate::simd::Simd;
 

@@ -11,7 +11,8 @@
 //! `l[i]` and `l[32 + i]`, then their high nibbles, with bits 0..2, 2..4, 4..6, 6..8 of `t[i]`
 //! on top. As integers: `m = 32 * sc`, `e = d`.
 
-use super::{BlockFormat, BlockRows, Form, Panel, block_row, half, k_search};
+use super::rows::BlockRows;
+use super::{BlockFormat, Form, Panel, block_row, half, k_search};
 use crate::dtype::{DType, Format};
 use crate::simd::Simd;
 

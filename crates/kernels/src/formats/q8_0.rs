@@ -6,7 +6,8 @@
 //! ```
 //! As integers: `q = w + 128`, `m = 128`, `e = d`.
 
-use super::{BlockFormat, BlockRows, Form, Panel, block_row, half};
+use super::rows::BlockRows;
+use super::{BlockFormat, Form, Panel, block_row, half};
 use crate::dtype::{DType, Format};
 use crate::simd::Simd;
 

@@ -10,8 +10,8 @@ use std::ops::Range;
 
 use super::Unit;
 use crate::activations::{LONG_SUM_WORDS, QuantisedRow};
-use crate::arch;
-use crate::formats::{BlockFormat, BlockRows, PANEL_BLOCKS, PANEL_COLS, PANEL_WORDS, Panel};
+use crate::formats::rows::{BlockRows, LookAhead};
+use crate::formats::{BlockFormat, PANEL_BLOCKS, PANEL_COLS, PANEL_WORDS, Panel};
 use crate::simd::Simd;
 
 /// Tokens that share one unpacking: their running sums and inputs should stay in the caches.
@@ -21,7 +21,7 @@ const LANES_MAX: usize = 16;
 /// Bytes of a row's panel in the widest format: eight blocks of Q8_0.
 const PANEL_BYTES_MAX: usize = 34 * PANEL_BLOCKS;
 /// How many panels ahead of use weights are requested from memory.
-const PREFETCH_PANELS: usize = 4;
+const LOOK_AHEAD_PANELS: usize = 4;
 
 /// Computes `unit`.
 #[inline(always)]
@@ -82,13 +82,14 @@ fn unpack<S: Simd, F: BlockFormat>(
 ) {
     let bytes = unit.weight.bytes();
     let stride = unit.weight.cols() / F::BLOCK_LEN * F::BLOCK_BYTES;
-    let first = rows.start * stride + blocks.start * F::BLOCK_BYTES;
+    let offset = blocks.start * F::BLOCK_BYTES;
+    let first = rows.start * stride + offset;
     let len = blocks.len() * F::BLOCK_BYTES;
     if rows.len() == S::LANES {
-        prefetch::<S>(bytes, first, stride, len);
+        let ahead = look_ahead::<S, F>(bytes, first, offset, stride);
         for slot in 0..blocks.len() {
             let offset = first + slot * F::BLOCK_BYTES;
-            let rows = BlockRows::new(s, bytes, offset, stride, F::BLOCK_BYTES);
+            let rows = BlockRows::new(s, bytes, offset, (stride, F::BLOCK_BYTES), &ahead);
             F::unpack(s, &rows, panel, slot);
         }
         return;
@@ -98,24 +99,32 @@ fn unpack<S: Simd, F: BlockFormat>(
     for (index, row) in copy.chunks_exact_mut(len).take(rows.len()).enumerate() {
         row.copy_from_slice(&bytes[first + index * stride..][..len]);
     }
+    let ahead = LookAhead::nothing();
     for slot in 0..blocks.len() {
-        let rows = BlockRows::new(s, &copy, slot * F::BLOCK_BYTES, len, F::BLOCK_BYTES);
+        let offset = slot * F::BLOCK_BYTES;
+        let rows = BlockRows::new(s, &copy, offset, (len, F::BLOCK_BYTES), &ahead);
         F::unpack(s, &rows, panel, slot);
     }
 }
 
-/// Requests the bytes a few panels ahead. Past the end of the rows come the next panel's rows.
+/// What to request from memory while the panel at `first` (which is `offset` bytes into its rows)
+/// is unpacked: a few panels further on. Past the end of the rows come the next panel's rows.
 #[inline(always)]
-fn prefetch<S: Simd>(bytes: &[u8], first: usize, stride: usize, len: usize) {
-    let mut ahead = PREFETCH_PANELS * len;
-    if first % stride + ahead >= stride {
-        ahead += (S::LANES - 1) * stride;
+fn look_ahead<S: Simd, F: BlockFormat>(
+    bytes: &[u8],
+    first: usize,
+    offset: usize,
+    stride: usize,
+) -> LookAhead {
+    let panel_bytes = PANEL_COLS / F::BLOCK_LEN * F::BLOCK_BYTES;
+    let mut distance = LOOK_AHEAD_PANELS * panel_bytes;
+    if offset + distance >= stride {
+        distance += (S::LANES - 1) * stride;
     }
-    for lane in 0..S::LANES {
-        for line in 0..len.div_ceil(64) {
-            arch::prefetch(bytes.as_ptr().wrapping_add(first + ahead + lane * stride + 64 * line));
-        }
-    }
+    // A panel is unpacked by about `panel_bytes / 16` reads; they share the rows out.
+    let rows_per_read = (S::LANES * 16).div_ceil(panel_bytes);
+    let first = bytes.as_ptr().wrapping_add(first + distance);
+    LookAhead::new(first, stride, rows_per_read, panel_bytes.div_ceil(64))
 }
 
 /// Multiplies the panel, which holds `blocks`, with all `inputs`, as many at a time as registers
@@ -186,10 +195,12 @@ fn short_blocks<S: Simd, F: BlockFormat, const T: usize>(
         std::array::from_fn(|t| window(inputs[t].scales, blocks.start));
     let sums: [&[u32; PANEL_BLOCKS]; T] =
         std::array::from_fn(|t| window(inputs[t].sums, blocks.start));
+    let starts: [[u32; PANEL_BLOCKS]; T] =
+        std::array::from_fn(|t| sums[t].map(|sum| sum.wrapping_mul(offset as u32)));
+    let mut total = *acc;
     for block in 0..blocks.len().min(PANEL_BLOCKS) {
-        let mut sum: [S::U; T] = std::array::from_fn(|t| {
-            s.splat(if offset == 0 { 0 } else { sums[t][block].wrapping_mul(offset as u32) })
-        });
+        let mut sum: [S::U; T] =
+            std::array::from_fn(|t| s.splat(if offset == 0 { 0 } else { starts[t][block] }));
         for word in 8 * block..8 * block + 8 {
             let q = panel.q[word];
             for t in 0..T {
@@ -198,13 +209,14 @@ fn short_blocks<S: Simd, F: BlockFormat, const T: usize>(
         }
         for t in 0..T {
             let dx = s.splat_f32(scales[t][block]);
-            acc[t] = s.fma(s.mul(panel.d[block], dx), s.from_i32(sum[t]), acc[t]);
+            total[t] = s.fma(s.mul(panel.d[block], dx), s.from_i32(sum[t]), total[t]);
             if !F::FORM.symmetric {
                 let m = (sums[t][block] as i32 * F::FORM.offset) as f32;
-                acc[t] = s.fnma(s.mul(panel.e[block], dx), s.splat_f32(m), acc[t]);
+                total[t] = s.fnma(s.mul(panel.e[block], dx), s.splat_f32(m), total[t]);
             }
         }
     }
+    *acc = total;
 }
 
 /// One block of several sub-blocks with integer scales of their own.
