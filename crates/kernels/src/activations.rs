@@ -289,6 +289,10 @@ fn fill_row<const B: usize, const SUMS: usize>(
     }
 }
 
+/// Added to a small float, 1.5 * 2^23 pushes the fraction out: the sum rounds to nearest even, and
+/// its lowest byte is the integer in two's complement.
+const ROUND: f32 = 12_582_912.0;
+
 /// Rounds one block to integers and their scale.
 #[inline(always)]
 fn quantise<const B: usize>(x: &[f32; B]) -> ([i8; B], f32) {
@@ -307,9 +311,6 @@ fn quantise<const B: usize>(x: &[f32; B]) -> ([i8; B], f32) {
     if !inverse.is_finite() {
         return ([0; B], 0.0);
     }
-    // Adding 1.5 * 2^23 pushes the fraction out of the float: the sum rounds to nearest even, and
-    // its lowest byte is the integer in two's complement.
-    const ROUND: f32 = 12_582_912.0;
     (x.map(|x| (x * inverse + ROUND).to_bits() as u8 as i8), amax / 127.0)
 }
 

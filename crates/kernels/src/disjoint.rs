@@ -36,7 +36,6 @@ impl<'a, T> Disjoint<'a, T> {
     /// # Safety
     /// No other live piece overlaps `range`, on this thread or another.
     #[inline(always)]
-    #[expect(clippy::mut_from_ref, reason = "pieces are disjoint, which the caller promises")]
     pub(crate) unsafe fn piece(&self, range: Range<usize>) -> &'a mut [T] {
         assert!(range.start <= range.end && range.end <= self.len, "a piece outside its slice");
         // SAFETY: the range lies in the slice (checked) and overlaps no other piece (promised).

@@ -99,13 +99,14 @@ pub(crate) struct Unit<'a> {
 }
 
 impl Unit<'_> {
-    /// Where the outputs of `rows` (within the unit's own) for token `token` go.
+    /// Lets `write` fill the outputs of `rows` (within the unit's own) for token `token`.
     #[inline(always)]
-    pub(crate) fn output(&self, token: usize, rows: Range<usize>) -> &mut [f32] {
-        debug_assert!(self.rows.start <= rows.start && rows.end <= self.rows.end);
+    pub(crate) fn output(&self, token: usize, rows: Range<usize>, write: impl FnOnce(&mut [f32])) {
+        assert!(self.rows.start <= rows.start && rows.end <= self.rows.end, "another unit's rows");
         let first = token * self.weight.rows();
-        // SAFETY: every unit has its own rows, and a kernel holds one such slice at a time.
-        unsafe { self.output.piece(first + rows.start..first + rows.end) }
+        // SAFETY: every unit has its own rows (checked), and the slice lives for one call of a
+        // closure that cannot reach the unit's outputs otherwise.
+        write(unsafe { self.output.piece(first + rows.start..first + rows.end) });
     }
 }
 

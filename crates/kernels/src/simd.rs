@@ -71,9 +71,9 @@ pub(crate) trait Floats: Words {
     /// The same value in all lanes.
     fn splat_f32(self, value: f32) -> Self::F;
     /// The lower 16 bits of each lane, read as half precision.
-    fn from_f16(self, halves: Self::U) -> Self::F;
+    fn widen_f16(self, halves: Self::U) -> Self::F;
     /// Each lane's i32, rounded to nearest even.
-    fn from_i32(self, a: Self::U) -> Self::F;
+    fn to_f32(self, a: Self::U) -> Self::F;
     /// `a * b`, rounded once.
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c`, rounded once.
@@ -223,11 +223,11 @@ impl Floats for Scalar {
         [value; SCALAR_LANES]
     }
     #[inline(always)]
-    fn from_f16(self, halves: Self::U) -> Self::F {
+    fn widen_f16(self, halves: Self::U) -> Self::F {
         each(halves, |_, half| half::f16_to_f32(half as u16))
     }
     #[inline(always)]
-    fn from_i32(self, a: Self::U) -> Self::F {
+    fn to_f32(self, a: Self::U) -> Self::F {
         each(a, |_, a| a as i32 as f32)
     }
     #[inline(always)]

@@ -58,6 +58,7 @@ impl<'a> Matrix<'a> {
     ///
     /// # Panics
     /// If `range` reaches past the last row.
+    #[must_use]
     pub fn slice_rows(&self, range: Range<usize>) -> Matrix<'a> {
         assert!(range.start <= range.end && range.end <= self.rows, "rows {range:?} of {self:?}");
         let row_bytes = self.row_bytes();

@@ -133,7 +133,7 @@ impl Floats for Avx2 {
         unsafe { _mm256_set1_ps(value) }
     }
     #[inline(always)]
-    fn from_f16(self, halves: __m256i) -> __m256 {
+    fn widen_f16(self, halves: __m256i) -> __m256 {
         // SAFETY: proof. The mask keeps the narrowing from saturating.
         unsafe {
             let halves = _mm256_and_si256(halves, _mm256_set1_epi32(0xffff));
@@ -143,7 +143,7 @@ impl Floats for Avx2 {
         }
     }
     #[inline(always)]
-    fn from_i32(self, a: __m256i) -> __m256 {
+    fn to_f32(self, a: __m256i) -> __m256 {
         // SAFETY: proof.
         unsafe { _mm256_cvtepi32_ps(a) }
     }

@@ -141,12 +141,12 @@ impl Floats for Avx512 {
         unsafe { _mm512_set1_ps(value) }
     }
     #[inline(always)]
-    fn from_f16(self, halves: __m512i) -> __m512 {
+    fn widen_f16(self, halves: __m512i) -> __m512 {
         // SAFETY: proof.
         unsafe { _mm512_cvtph_ps(_mm512_cvtepi32_epi16(halves)) }
     }
     #[inline(always)]
-    fn from_i32(self, a: __m512i) -> __m512 {
+    fn to_f32(self, a: __m512i) -> __m512 {
         // SAFETY: proof.
         unsafe { _mm512_cvtepi32_ps(a) }
     }

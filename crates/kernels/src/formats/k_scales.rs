@@ -11,12 +11,12 @@ use crate::simd::Simd;
 
 /// `(sc, m)` of each sub-block.
 pub(crate) fn decode(bytes: &[u8]) -> [(u8, u8); 8] {
-    std::array::from_fn(|j| match j {
-        0..4 => (bytes[j] & 63, bytes[j + 4] & 63),
-        _ => {
-            let (sc_high, m_high, low) = (bytes[j - 4] >> 6, bytes[j] >> 6, bytes[j + 4]);
-            (low & 15 | sc_high << 4, low >> 4 | m_high << 4)
+    std::array::from_fn(|j| {
+        if j < 4 {
+            return (bytes[j] & 63, bytes[j + 4] & 63);
         }
+        let (sc_high, m_high, low) = (bytes[j - 4] >> 6, bytes[j] >> 6, bytes[j + 4]);
+        (low & 15 | sc_high << 4, low >> 4 | m_high << 4)
     })
 }
 

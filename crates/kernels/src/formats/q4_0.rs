@@ -54,7 +54,7 @@ impl BlockFormat for Q4_0 {
 
     #[inline(always)]
     fn unpack<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize) {
-        panel.d[slot] = s.from_f16(rows.column(0));
+        panel.d[slot] = s.widen_f16(rows.column(0));
         let low = s.splat(0x0f0f_0f0f);
         for (i, word) in rows.columns(2).into_iter().enumerate() {
             panel.q[8 * slot + i] = s.and(word, low);

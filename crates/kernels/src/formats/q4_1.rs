@@ -52,9 +52,9 @@ impl BlockFormat for Q4_1 {
     #[inline(always)]
     fn unpack<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize) {
         let head = rows.column(0);
-        panel.d[slot] = s.from_f16(head);
+        panel.d[slot] = s.widen_f16(head);
         // Flipping the sign bit negates the minimum exactly.
-        panel.e[slot] = s.from_f16(s.xor(s.shr::<16>(head), s.splat(0x8000)));
+        panel.e[slot] = s.widen_f16(s.xor(s.shr::<16>(head), s.splat(0x8000)));
         let low = s.splat(0x0f0f_0f0f);
         for (i, word) in rows.columns(4).into_iter().enumerate() {
             panel.q[8 * slot + i] = s.and(word, low);

@@ -50,8 +50,8 @@ impl BlockFormat for Q4K {
     #[inline(always)]
     fn unpack<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize) {
         let [head, scales @ ..] = rows.columns(0);
-        panel.d[slot] = s.from_f16(head);
-        panel.e[slot] = s.from_f16(s.shr::<16>(head));
+        panel.d[slot] = s.widen_f16(head);
+        panel.e[slot] = s.widen_f16(s.shr::<16>(head));
         k_scales::unpack(s, scales, panel);
         let low = s.splat(0x0f0f_0f0f);
         for column in 0..8 {

@@ -61,7 +61,7 @@ impl BlockFormat for Q6K {
 
     #[inline(always)]
     fn unpack<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize) {
-        panel.d[slot] = s.from_f16(s.shr::<16>(rows.column(206)));
+        panel.d[slot] = s.widen_f16(s.shr::<16>(rows.column(206)));
         for (i, word) in rows.columns(192).into_iter().enumerate() {
             let sc = [
                 s.sar::<24>(s.shl::<24>(word)),

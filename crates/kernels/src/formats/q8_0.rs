@@ -47,7 +47,7 @@ impl BlockFormat for Q8_0 {
 
     #[inline(always)]
     fn unpack<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize) {
-        panel.d[slot] = s.from_f16(rows.column(0));
+        panel.d[slot] = s.widen_f16(rows.column(0));
         let plus_128 = s.splat(0x8080_8080);
         for half in 0..2 {
             let words = rows.columns(2 + 16 * half);

@@ -67,7 +67,7 @@ fn panel_rows<S: Simd, F: BlockFormat>(
         block += count;
     }
     for (index, acc) in acc.into_iter().take(inputs.len()).enumerate() {
-        s.store(acc, unit.output(token + index, rows.clone()));
+        unit.output(token + index, rows.clone(), |out| s.store(acc, out));
     }
 }
 
@@ -209,7 +209,7 @@ fn short_blocks<S: Simd, F: BlockFormat, const T: usize>(
         }
         for t in 0..T {
             let dx = s.splat_f32(scales[t][block]);
-            total[t] = s.fma(s.mul(panel.d[block], dx), s.from_i32(sum[t]), total[t]);
+            total[t] = s.fma(s.mul(panel.d[block], dx), s.to_f32(sum[t]), total[t]);
             if !F::FORM.symmetric {
                 let m = (sums[t][block] as i32 * F::FORM.offset) as f32;
                 total[t] = s.fnma(s.mul(panel.e[block], dx), s.splat_f32(m), total[t]);
@@ -264,9 +264,9 @@ fn long_block<S: Simd, F: BlockFormat, const T: usize>(
     }
     for t in 0..T {
         let dx = s.splat_f32(inputs[t].scales[block]);
-        acc[t] = s.fma(s.mul(panel.d[0], dx), s.from_i32(total[t]), acc[t]);
+        acc[t] = s.fma(s.mul(panel.d[0], dx), s.to_f32(total[t]), acc[t]);
         if !F::FORM.symmetric {
-            acc[t] = s.fnma(s.mul(panel.e[0], dx), s.from_i32(m[t]), acc[t]);
+            acc[t] = s.fnma(s.mul(panel.e[0], dx), s.to_f32(m[t]), acc[t]);
         }
     }
 }

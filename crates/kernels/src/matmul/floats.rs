@@ -83,9 +83,10 @@ fn tile<S: Simd, F: FloatFormat, const R: usize, const T: usize>(
         }
     }
     for t in 0..T {
-        let out = unit.output(token + t, row..row + R);
-        for r in 0..R {
-            out[r] = s.sum16(sums[r][t]);
-        }
+        unit.output(token + t, row..row + R, |out| {
+            for r in 0..R {
+                out[r] = s.sum16(sums[r][t]);
+            }
+        });
     }
 }

@@ -1,5 +1,7 @@
 //! Integration tests of the kernels, one binary so they link once.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
 mod formats;
 mod matmul;
 mod oracle;
