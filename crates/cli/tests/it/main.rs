@@ -4,5 +4,8 @@
 
 mod help;
 mod list;
+mod numbers;
 mod pull;
+mod run;
+mod tiny;
 mod world;

@@ -1,0 +1,153 @@
+//! Commands that tell numbers: inspect, logits, tokenize, bench.
+
+use std::fs;
+use std::path::Path;
+
+use crate::tiny::{fixture, with_words};
+use crate::world::World;
+
+/// `logits` of a safetensors file: its shape and numbers.
+fn read_logits(path: &Path, tensor: &str) -> (Vec<u64>, Vec<f32>) {
+    let bytes = fs::read(path).unwrap();
+    let (length, rest) = bytes.split_at(8);
+    let (header, data) = rest.split_at(u64::from_le_bytes(length.try_into().unwrap()) as usize);
+    let header: serde_json::Value = serde_json::from_slice(header).unwrap();
+    let about = &header[tensor];
+    assert_eq!(about["dtype"], "F32");
+    let shape = about["shape"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect();
+    let at = |i: usize| about["data_offsets"][i].as_u64().unwrap() as usize;
+    let numbers = data[at(0)..at(1)]
+        .chunks_exact(4)
+        .map(|four| f32::from_le_bytes(four.try_into().unwrap()))
+        .collect();
+    (shape, numbers)
+}
+
+#[test]
+fn parameters_published_for_known_models_are_reproduced_from_configurations() {
+    let world = World::new("inspect_published");
+    let mixtral = r#"{"architectures": ["MixtralForCausalLM"], "model_type": "mixtral",
+        "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "num_hidden_layers": 32, "num_local_experts": 8,
+        "num_experts_per_tok": 2, "rms_norm_eps": 1e-05, "rope_theta": 1000000.0,
+        "max_position_embeddings": 32768, "vocab_size": 32000, "hidden_act": "silu",
+        "tie_word_embeddings": false}"#;
+    let qwen3 = r#"{"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe",
+        "hidden_size": 2048, "intermediate_size": 6144, "moe_intermediate_size": 768,
+        "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128,
+        "num_hidden_layers": 48, "num_experts": 128, "num_experts_per_tok": 8,
+        "decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": true,
+        "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "max_position_embeddings": 40960,
+        "vocab_size": 151936, "hidden_act": "silu", "tie_word_embeddings": false}"#;
+    for (name, config, total, active) in [
+        ("mixtral-8x7b", mixtral, 46_702_792_704_u64, 12_879_925_248_u64),
+        ("qwen3-30b-a3b", qwen3, 30_532_122_624, 3_353_430_016),
+    ] {
+        let dir = world.home.join(name);
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("config.json"), config).unwrap();
+        let shown = world.run(&["inspect", dir.to_str().unwrap(), "--json"]).json();
+        let found = &shown["parameters"];
+        assert_eq!(found["total"].as_u64().unwrap() / 100_000_000, total / 100_000_000, "{name}");
+        assert_eq!(found["active"].as_u64().unwrap() / 100_000_000, active / 100_000_000, "{name}");
+        assert!(shown["weights"].is_null() && shown["memory"]["kv_cache"].is_u64(), "{name}");
+        assert!(world.run(&["inspect", dir.to_str().unwrap()]).succeeded().out.contains("Q4_K"));
+    }
+}
+
+#[test]
+fn inspect_tells_weights_and_memory() {
+    let world = World::new("inspect_weights");
+    for family in ["mixtral", "mistral4", "llama"] {
+        for model in [fixture(family), fixture(family).join("model.gguf")] {
+            let model = model.to_str().unwrap();
+            let shown = world.run(&["inspect", "-m", model, "--json", "--ctx", "100"]).json();
+            assert_eq!(shown["family"], family);
+            assert_eq!(shown["experts"].is_null(), family == "llama");
+            let weights = &shown["weights"];
+            assert!(weights["bytes_per_token"].as_u64() <= weights["bytes"].as_u64());
+            let memory = &shown["memory"];
+            assert_eq!(memory["ctx"], 100);
+            assert!(memory["total"].as_u64() > weights["bytes"].as_u64());
+            assert_eq!(memory["fits"], true);
+        }
+    }
+    let model = fixture("mixtral").join("model.gguf");
+    let text =
+        world.run(&["inspect", model.to_str().unwrap(), "--tensors", "--metadata"]).succeeded().out;
+    for words in ["blk.1.ffn_up_exps.weight", "llama.expert_count", "4 a layer, 2 per token"] {
+        assert!(text.contains(words), "no `{words}` in:\n{text}");
+    }
+    world.run(&["inspect", "qwen3-30b-a3b"]).failed_saying(&["moeba pull qwen3-30b-a3b"]);
+}
+
+#[test]
+fn logits_need_no_tokenizer() {
+    let world = World::new("logits");
+    let out = world.home.join("out.safetensors");
+    let model = fixture("mixtral");
+    let logits = |model: &Path, tokens: &str| {
+        let (model, out) = (model.to_str().unwrap(), out.to_str().unwrap());
+        world.run(&["logits", "-m", model, "--tokens", tokens, "-o", out])
+    };
+    logits(&model, "1,2,3, 4").succeeded();
+    let (shape, numbers) = read_logits(&out, "logits");
+    assert_eq!(shape, [4, 128]);
+    assert!(numbers.len() == 4 * 128 && numbers.iter().all(|x| x.is_finite()));
+    let ids = world.home.join("ids.txt");
+    fs::write(&ids, "1 2\n3 4\n").unwrap();
+    logits(&model.join("model.gguf"), &format!("@{}", ids.display())).succeeded();
+    let (_, from_gguf) = read_logits(&out, "logits");
+    let distance = numbers.iter().zip(&from_gguf).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(distance < 1e-3, "{distance}");
+    logits(&model, "1,128").failed_saying(&["token `128` is not below 128"]);
+    logits(&model, "1,x").failed_saying(&["`x` is not a token id"]);
+    logits(&model, "").failed_saying(&["no token ids"]);
+    assert_eq!(read_logits(&out, "logits").0, [4, 128], "a refusal leaves the file alone");
+}
+
+#[test]
+fn text_becomes_ids_and_text_again() {
+    let world = World::new("tokenize");
+    let model = with_words(&world);
+    let tokenize = |args: &[&str]| {
+        let all: Vec<&str> = ["tokenize", "-m", &model].iter().chain(args).copied().collect();
+        world.run(&all)
+    };
+    let ids = tokenize(&["A b\n"]).succeeded().out;
+    assert_eq!(ids, "32,94,65,95\n");
+    assert_eq!(tokenize(&["--decode", ids.trim()]).succeeded().out, "A b\n\n");
+    assert_eq!(tokenize(&["<end>", "--json"]).json()["count"], 1);
+    assert_eq!(tokenize(&["<end>", "--json", "--plain"]).json()["count"], 5);
+    let chat = tokenize(&["<end>", "--json", "--chat"]).json();
+    assert_eq!(chat["count"], 1 + 5 + 2, "what a user writes never becomes control tokens");
+    assert_eq!(chat["pieces"][0]["text"], "<user>");
+    assert_eq!(chat["pieces"][0]["control"], true);
+}
+
+#[test]
+fn bench_tells_medians_and_spread() {
+    let world = World::new("bench");
+    let model = fixture("mixtral").join("model.gguf");
+    let args = ["bench", "-m", model.to_str().unwrap(), "-p", "8,20", "-n", "4", "-r", "3", "-t1"];
+    let bench = |more: &[&str]| {
+        let all: Vec<&str> = args.iter().chain(&["--no-machine"]).chain(more).copied().collect();
+        world.run(&all)
+    };
+    let shown = bench(&["--json"]).json();
+    let tests = shown["tests"].as_array().unwrap();
+    let kinds: Vec<_> = tests.iter().map(|t| t["kind"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["prefill", "prefill", "decode"]);
+    for test in tests {
+        let number = |key: &str| test[key].as_f64().unwrap();
+        assert!(number("tokens_per_second_min") <= number("tokens_per_second"));
+        assert!(number("tokens_per_second") <= number("tokens_per_second_max"));
+        assert_eq!(test["runs"].as_array().unwrap().len(), 3);
+        assert!(number("expert_bytes_per_token") > 0.0);
+    }
+    assert!(shown["machine"]["isa"].is_string());
+    assert!(bench(&[]).succeeded().out.contains("TOKENS/S"));
+    world
+        .run(&["bench", "-m", args[2], "-p", "0", "-n", "0"])
+        .failed_saying(&["nothing to measure"]);
+}
