@@ -1,8 +1,9 @@
 //! Checks directories of fixtures against the answers of transformers: `check_oracle DIR…`, where
 //! each `DIR` is a fixture or holds fixtures. For sweeps over shapes that are not committed.
 
+#![expect(clippy::print_stdout, reason = "what this program is for")]
+
 #[path = "../tests/it/oracle.rs"]
-#[expect(dead_code, reason = "tests use more of it")]
 mod oracle;
 
 use std::path::{Path, PathBuf};

@@ -203,16 +203,16 @@ impl Layer {
         hidden: usize,
         ropes: &mut Ropes,
     ) -> Result<(Layer, LayerExperts), LoadError> {
-        let norm = |loader: &mut Loader, norm: &Norm, role| {
+        let norm = |loader: &mut Loader, norm: Norm, role| {
             RmsNorm::load(loader, norm, role, file_layer, hidden)
         };
-        let mixer_norm = norm(loader, &spec.mixer_norm, Role::MixerNorm)?;
-        let ffn_norm = norm(loader, &spec.ffn_norm, Role::FfnNorm)?;
-        let post = |loader: &mut Loader, post: &Option<Norm>, role| {
-            post.as_ref().map(|post| norm(loader, post, role)).transpose()
+        let mixer_norm = norm(loader, spec.mixer_norm, Role::MixerNorm)?;
+        let ffn_norm = norm(loader, spec.ffn_norm, Role::FfnNorm)?;
+        let post = |loader: &mut Loader, post: Option<Norm>, role| {
+            post.map(|post| norm(loader, post, role)).transpose()
         };
-        let mixer_post_norm = post(loader, &spec.mixer_post_norm, Role::MixerPostNorm)?;
-        let ffn_post_norm = post(loader, &spec.ffn_post_norm, Role::FfnPostNorm)?;
+        let mixer_post_norm = post(loader, spec.mixer_post_norm, Role::MixerPostNorm)?;
+        let ffn_post_norm = post(loader, spec.ffn_post_norm, Role::FfnPostNorm)?;
         let mixer = match &spec.mixer {
             Mixer::Gqa(gqa) => {
                 MixerLayer::Gqa(GqaLayer::load(loader, gqa, file_layer, hidden, ropes)?)

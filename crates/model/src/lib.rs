@@ -127,7 +127,7 @@ impl Model {
             Head::Own => loader.matrix(Role::Head, 0, shape)?,
         };
         let role = Role::FinalNorm;
-        let final_norm = RmsNorm::load(&mut loader, &spec.final_norm, role, 0, spec.hidden_size)?;
+        let final_norm = RmsNorm::load(&mut loader, spec.final_norm, role, 0, spec.hidden_size)?;
         loader.mark_used(families::FACTORS_TENSOR);
         loader.check()?;
 

@@ -35,7 +35,7 @@ pub fn of_model(spec: &ModelSpec) -> Parameters {
         Head::Own => 2,
     };
     let ends = matrices * spec.vocab_size * spec.hidden_size;
-    let ends = Parameters::all(ends + norm(&spec.final_norm, spec.hidden_size));
+    let ends = Parameters::all(ends + norm(spec.final_norm, spec.hidden_size));
     spec.layers.iter().fold(ends, |sum, layer| sum.plus(of_layer(layer, spec.hidden_size)))
 }
 
@@ -45,7 +45,7 @@ pub fn of_layer(layer: &LayerSpec, hidden_size: usize) -> Parameters {
         .into_iter()
         .chain([Some(&layer.ffn_norm), layer.ffn_post_norm.as_ref()])
         .flatten()
-        .map(|n| norm(n, hidden_size))
+        .map(|n| norm(*n, hidden_size))
         .sum::<usize>();
     let mixer = match &layer.mixer {
         Mixer::Gqa(gqa) => of_gqa(gqa, hidden_size),
@@ -58,7 +58,7 @@ pub fn of_layer(layer: &LayerSpec, hidden_size: usize) -> Parameters {
     Parameters::all(norms + mixer).plus(ffn)
 }
 
-fn norm(norm: &Norm, width: usize) -> usize {
+fn norm(norm: Norm, width: usize) -> usize {
     match norm.weight {
         NormWeight::Absent => 0,
         NormWeight::Plain | NormWeight::MinusOne => width,
@@ -76,8 +76,8 @@ fn of_gqa(gqa: &Gqa, hidden_size: usize) -> usize {
     };
     let norms = match &gqa.qk_norm {
         QkNorm::None => 0,
-        QkNorm::PerHead(n) | QkNorm::PerHeadAfterRope(n) => 2 * norm(n, gqa.head_dim),
-        QkNorm::FullWidth(n) => norm(n, q) + norm(n, kv),
+        QkNorm::PerHead(n) | QkNorm::PerHeadAfterRope(n) => 2 * norm(*n, gqa.head_dim),
+        QkNorm::FullWidth(n) => norm(*n, q) + norm(*n, kv),
     };
     let sinks = if gqa.sinks { gqa.num_attention_heads } else { 0 };
     matrices + biases + norms + sinks
@@ -86,10 +86,10 @@ fn of_gqa(gqa: &Gqa, hidden_size: usize) -> usize {
 fn of_mla(mla: &Mla, hidden_size: usize) -> usize {
     let q_width = mla.num_attention_heads * mla.qk_head_dim();
     let query = match mla.q_lora_rank {
-        Some(rank) => hidden_size * rank + norm(&mla.lora_norm, rank) + rank * q_width,
+        Some(rank) => hidden_size * rank + norm(mla.lora_norm, rank) + rank * q_width,
         None => hidden_size * q_width,
     };
-    let latent = hidden_size * mla.cache_dim() + norm(&mla.lora_norm, mla.kv_lora_rank);
+    let latent = hidden_size * mla.cache_dim() + norm(mla.lora_norm, mla.kv_lora_rank);
     let heads = mla.num_attention_heads;
     let unpack = mla.kv_lora_rank * heads * (mla.qk_nope_head_dim + mla.v_head_dim);
     query + latent + unpack + heads * mla.v_head_dim * hidden_size

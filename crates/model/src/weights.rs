@@ -225,13 +225,13 @@ pub(crate) fn vector(source: &TensorSource, name: &str, len: usize) -> Result<Ve
 /// Weights `[rows, cols]` computed at load, in f32. For small matrices only.
 pub(crate) fn computed(rows: usize, cols: usize, values: &[f32]) -> Result<Weight, LoadError> {
     assert_eq!(values.len(), rows * cols, "one value per element");
-    let mut region = Region::anonymous(values.len() * size_of::<f32>()).map_err(|error| {
+    let mut region = Region::anonymous(size_of_val(values)).map_err(|error| {
         LoadError::io("set aside memory for", "a derived weight".as_ref(), error)
     })?;
     for (value, bytes) in values.iter().zip(region.bytes_mut().chunks_exact_mut(4)) {
         bytes.copy_from_slice(&value.to_le_bytes());
     }
-    let bytes = Bytes::from(region).slice(0..values.len() * size_of::<f32>());
+    let bytes = Bytes::from(region).slice(0..size_of_val(values));
     Ok(Weight { dtype: DType::F32, rows, cols, bytes })
 }
 

@@ -190,7 +190,7 @@ fn groups(c: &Config, experts: usize, chosen: usize) -> Result<Option<ExpertGrou
     if count == 1 {
         return Ok(None);
     }
-    if experts % count != 0 {
+    if !experts.is_multiple_of(count) {
         let expected = format!("a divisor of {experts} experts");
         return Err(c.fault(GROUPS).expected(expected).found(count).config());
     }

@@ -55,6 +55,7 @@ fn moe(c: &Config) -> Result<Moe, LoadError> {
 fn sparse_layers(c: &Config) -> Result<Vec<bool>, LoadError> {
     let step = c.count_if_any(SPARSE_STEP, 1..=LAYERS_MAX)?.unwrap_or(1);
     let dense: Vec<u32> = c.metadata().read_or(&c.name(DENSE_LAYERS), Vec::new())?;
-    let sparse = |layer: usize| (layer + 1) % step == 0 && !dense.contains(&(layer as u32));
+    let sparse =
+        |layer: usize| (layer + 1).is_multiple_of(step) && !dense.contains(&(layer as u32));
     Ok((0..num_layers(c)?).map(sparse).collect())
 }

@@ -115,8 +115,8 @@ impl GqaLayer {
         let norms = match norms {
             None => None,
             Some((norm, q, k)) => Some([
-                RmsNorm::load(loader, norm, Role::QueryNorm, layer, q)?,
-                RmsNorm::load(loader, norm, Role::KeyNorm, layer, k)?,
+                RmsNorm::load(loader, *norm, Role::QueryNorm, layer, q)?,
+                RmsNorm::load(loader, *norm, Role::KeyNorm, layer, k)?,
             ]),
         };
         let heads = spec.num_attention_heads;

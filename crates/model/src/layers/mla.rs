@@ -123,7 +123,7 @@ impl MlaLayer {
     ) -> Result<MlaLayer, LoadError> {
         let heads = spec.num_attention_heads;
         let q_width = heads * spec.qk_head_dim();
-        let norm = &spec.lora_norm;
+        let norm = spec.lora_norm;
         let query = match spec.q_lora_rank {
             None => Query::Direct(linear(loader, Role::Query, layer, [q_width, hidden])?),
             Some(rank) => Query::LowRank {

@@ -20,7 +20,7 @@ impl RmsNorm {
     /// Loads the norm of `width` values that the spec and the role name.
     pub(crate) fn load(
         loader: &mut Loader,
-        norm: &Norm,
+        norm: Norm,
         role: Role,
         layer: usize,
         width: usize,
@@ -30,7 +30,9 @@ impl RmsNorm {
             NormWeight::Plain | NormWeight::MinusOne => loader.vector(role, layer, width)?,
         };
         if norm.weight == NormWeight::MinusOne {
-            weight.iter_mut().for_each(|w| *w += 1.0);
+            for w in &mut weight {
+                *w += 1.0;
+            }
         }
         Ok(RmsNorm { weight, eps: norm.eps })
     }

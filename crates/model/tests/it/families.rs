@@ -7,7 +7,7 @@ use moeba_model::families::FAMILIES;
 use crate::oracle;
 
 /// The committed fixtures, one folder per family.
-pub fn fixture(family: &str) -> PathBuf {
+pub(crate) fn fixture(family: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/models").join(family)
 }
 

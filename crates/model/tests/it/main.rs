@@ -2,6 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
+mod allocations;
+mod experts;
 mod families;
 mod files;
 mod oracle;
+mod published;
+mod sameness;

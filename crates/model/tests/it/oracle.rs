@@ -18,19 +18,19 @@ const LOGIT_TOLERANCE: f32 = 1e-3;
 const ROUTER_GAP: f32 = 1e-4;
 
 /// A model with everything it takes to run one sequence.
-pub struct Runner {
-    pub model: Model,
-    pub pool: Pool,
-    pub cache: KvCache,
-    pub workspace: Workspace,
+pub(crate) struct Runner {
+    pub(crate) model: Model,
+    pub(crate) pool: Pool,
+    pub(crate) cache: KvCache,
+    pub(crate) workspace: Workspace,
 }
 
 impl Runner {
-    pub fn load(path: &Path, tokens_max: usize) -> Result<Runner, String> {
+    pub(crate) fn load(path: &Path, tokens_max: usize) -> Result<Runner, String> {
         Runner::load_with(path, tokens_max, &LoadOptions::default())
     }
 
-    pub fn load_with(
+    pub(crate) fn load_with(
         path: &Path,
         tokens_max: usize,
         options: &LoadOptions,
@@ -45,14 +45,18 @@ impl Runner {
     }
 
     /// Runs a batch and returns its logits, `[logit_rows, vocab]`.
-    pub fn step(&mut self, batch: &Batch) -> Result<Vec<f32>, String> {
+    pub(crate) fn step(&mut self, batch: &Batch) -> Result<Vec<f32>, String> {
         let Runner { model, pool, cache, workspace } = self;
         model.forward(pool, batch, cache, workspace).map_err(|error| error.to_string())?;
         Ok(workspace.logits().to_vec())
     }
 
     /// Runs tokens from `first_position` on and returns the logits of all of them.
-    pub fn score(&mut self, tokens: &[u32], first_position: u32) -> Result<Vec<f32>, String> {
+    pub(crate) fn score(
+        &mut self,
+        tokens: &[u32],
+        first_position: u32,
+    ) -> Result<Vec<f32>, String> {
         let mut batch = Batch::default();
         let blocks: Vec<u32> = (0..self.cache.num_blocks() as u32).rev().collect();
         batch.push_span(tokens, first_position, &blocks, WantLogits::All);
@@ -75,7 +79,7 @@ impl Runner {
 }
 
 /// Compares one container of a fixture with its reference; returns the largest difference.
-pub fn check(model: &Path, reference: &Path) -> Result<f32, String> {
+pub(crate) fn check(model: &Path, reference: &Path) -> Result<f32, String> {
     let reference = Tensors::read(reference)?;
     let tokens = reference.u32("tokens")?;
     let mut runner = Runner::load(model, tokens.len())?;
@@ -123,14 +127,14 @@ fn check_routing(runner: &Runner, reference: &Tensors) -> Result<(), String> {
 }
 
 /// A safetensors file in memory.
-pub struct Tensors {
+pub(crate) struct Tensors {
     bytes: Vec<u8>,
     header: serde_json::Value,
     data: usize,
 }
 
 impl Tensors {
-    pub fn read(path: &Path) -> Result<Tensors, String> {
+    pub(crate) fn read(path: &Path) -> Result<Tensors, String> {
         let bytes = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
         let length = bytes.first_chunk().ok_or("too short")?;
         let data = 8 + u64::from_le_bytes(*length) as usize;
@@ -146,11 +150,11 @@ impl Tensors {
         Ok(self.bytes[start..end].as_chunks::<4>().0.iter().copied())
     }
 
-    pub fn u32(&self, name: &str) -> Result<Vec<u32>, String> {
+    pub(crate) fn u32(&self, name: &str) -> Result<Vec<u32>, String> {
         Ok(self.words(name)?.map(u32::from_le_bytes).collect())
     }
 
-    pub fn f32(&self, name: &str) -> Result<Vec<f32>, String> {
+    pub(crate) fn f32(&self, name: &str) -> Result<Vec<f32>, String> {
         Ok(self.words(name)?.map(f32::from_le_bytes).collect())
     }
 }

@@ -9,6 +9,6 @@ mod child;
 mod gguf_bytes;
 mod mutation;
 mod reading;
-mod scratch;
+pub(crate) mod scratch;
 mod verifying;
 mod writing;

@@ -1,0 +1,129 @@
+//! Parameter counts of published models, from their configurations alone.
+
+use moeba_kernels::attention::KvDType;
+use moeba_model::LoadOptions;
+use moeba_model::inspect::{Inspection, inspect};
+use moeba_model::kv::KvCache;
+use moeba_model::memory_plan::{Demand, MemoryPlan};
+
+use crate::files::scratch::Scratch;
+
+fn inspected(config: &str) -> Inspection {
+    let scratch = Scratch::new();
+    scratch.write("config.json", config.as_bytes());
+    inspect(scratch.path(), &LoadOptions::default()).unwrap()
+}
+
+/// Checks total and active parameters in billions. Publishers round up or down as they like.
+#[track_caller]
+fn check(config: &str, total: f64, active: f64) {
+    let counted = inspected(config).parameters;
+    for (count, published) in [(counted.total, total), (counted.active, active)] {
+        let billions = count as f64 / 1e9;
+        assert!((billions - published).abs() < 0.06, "{billions} is not {published}");
+    }
+}
+
+#[test]
+fn mixtral_8x7b() {
+    check(MIXTRAL_8X7B, 46.7, 12.9);
+    assert_eq!(inspected(MIXTRAL_8X7B).parameters.total, 46_702_792_704);
+}
+
+#[test]
+fn mistral_small_4_from_either_nesting() {
+    check(MISTRAL_SMALL_4, 119.0, 6.6);
+    assert_eq!(inspected(MISTRAL_SMALL_4).parameters.total, 118_972_826_624);
+    let text_alone = MISTRAL_SMALL_4
+        .replace("\"Mistral3ForConditionalGeneration\"", "\"Mistral4ForCausalLM\"")
+        .replace("\"text_config\": {", "\"hidden_act\": \"silu\", ")
+        .replace("}, \"model_type\"", ", \"model_type\"");
+    assert_eq!(inspected(&text_alone).spec, inspected(MISTRAL_SMALL_4).spec);
+}
+
+#[test]
+fn qwen3_30b_a3b() {
+    check(QWEN3_30B_A3B, 30.5, 3.3);
+    assert_eq!(inspected(QWEN3_30B_A3B).parameters.total, 30_532_122_624);
+}
+
+#[test]
+fn dense_models_are_all_active() {
+    check(SMOLLM2_135M, 0.1, 0.1);
+    let counted = inspected(SMOLLM2_135M).parameters;
+    assert_eq!((counted.total, counted.active), (134_515_008, 134_515_008));
+    assert_eq!(inspected(GEMMA3_270M).parameters.total, 268_098_176);
+}
+
+#[test]
+fn latent_attention_caches_320_values_per_token_and_layer() {
+    let spec = inspected(MISTRAL_SMALL_4).spec;
+    assert_eq!(KvCache::bytes_per_block(&spec, KvDType::BF16), 16 * 36 * 640);
+}
+
+#[test]
+fn a_refused_plan_says_what_is_needed_what_there_is_and_what_would_fit() {
+    let spec = inspected(MISTRAL_SMALL_4).spec;
+    let demand = Demand {
+        context_tokens: 262_144,
+        kv_dtype: KvDType::BF16,
+        tokens_max: 512,
+        logit_rows_max: 1,
+        threads: 8,
+    };
+    let weights = 67 << 30;
+    let plan = MemoryPlan::new(&spec, weights, &demand, 128 << 30).unwrap();
+    assert_eq!(plan.kv_cache, 262_144 * 23_040);
+    assert!(plan.workspace > 100 << 20 && plan.workspace < 1 << 30, "{}", plan.workspace);
+    let refused = MemoryPlan::new(&spec, weights, &demand, 72 << 30).unwrap_err();
+    assert!(refused.context_tokens_max > 100_000 && refused.context_tokens_max < 262_144);
+    let message = refused.to_string();
+    for part in ["weights 67.00 GiB", "cache 5.62 GiB", "have 72.00 GiB", "would fit"] {
+        assert!(message.contains(part), "`{part}` in: {message}");
+    }
+    let hopeless = MemoryPlan::new(&spec, weights, &demand, 8 << 30).unwrap_err();
+    assert!(hopeless.to_string().contains("weights alone do not fit"), "{hopeless}");
+}
+
+const MIXTRAL_8X7B: &str = r#"{"architectures": ["MixtralForCausalLM"], "hidden_act": "silu",
+    "hidden_size": 4096, "intermediate_size": 14336, "max_position_embeddings": 32768,
+    "num_attention_heads": 32, "num_experts_per_tok": 2, "num_hidden_layers": 32,
+    "num_key_value_heads": 8, "num_local_experts": 8, "rms_norm_eps": 1e-05,
+    "rope_theta": 1000000.0, "sliding_window": null, "tie_word_embeddings": false,
+    "vocab_size": 32000}"#;
+
+const MISTRAL_SMALL_4: &str = r#"{"architectures": ["Mistral3ForConditionalGeneration"],
+    "text_config": {"first_k_dense_replace": 0, "head_dim": 128, "hidden_size": 4096,
+    "intermediate_size": 12288, "kv_lora_rank": 256, "max_position_embeddings": 1048576,
+    "moe_intermediate_size": 2048, "n_group": 1, "n_routed_experts": 128, "n_shared_experts": 1,
+    "norm_topk_prob": true, "num_attention_heads": 32, "num_experts_per_tok": 4,
+    "num_hidden_layers": 36, "num_key_value_heads": 32, "q_lora_rank": 1024,
+    "qk_nope_head_dim": 64, "qk_rope_head_dim": 64, "rms_norm_eps": 1e-06,
+    "rope_parameters": {"beta_fast": 32.0, "beta_slow": 1.0, "factor": 128.0,
+    "llama_4_scaling_beta": 0.1, "mscale": 1.0, "mscale_all_dim": 1.0,
+    "original_max_position_embeddings": 8192, "partial_rotary_factor": 0.5,
+    "rope_theta": 10000.0, "rope_type": "yarn"}, "routed_scaling_factor": 1.0,
+    "tie_word_embeddings": false, "topk_group": 1, "v_head_dim": 128, "vocab_size": 131072
+    }, "model_type": "mistral3"}"#;
+
+const QWEN3_30B_A3B: &str = r#"{"architectures": ["Qwen3MoeForCausalLM"], "attention_bias": false,
+    "decoder_sparse_step": 1, "head_dim": 128, "hidden_act": "silu", "hidden_size": 2048,
+    "intermediate_size": 6144, "max_position_embeddings": 40960, "max_window_layers": 48,
+    "mlp_only_layers": [], "moe_intermediate_size": 768, "norm_topk_prob": true,
+    "num_attention_heads": 32, "num_experts": 128, "num_experts_per_tok": 8,
+    "num_hidden_layers": 48, "num_key_value_heads": 4, "rms_norm_eps": 1e-06,
+    "rope_scaling": null, "rope_theta": 1000000.0, "sliding_window": null,
+    "tie_word_embeddings": false, "use_sliding_window": false, "vocab_size": 151936}"#;
+
+const SMOLLM2_135M: &str = r#"{"architectures": ["LlamaForCausalLM"], "hidden_act": "silu",
+    "hidden_size": 576, "intermediate_size": 1536, "max_position_embeddings": 8192,
+    "num_attention_heads": 9, "num_hidden_layers": 30, "num_key_value_heads": 3,
+    "rms_norm_eps": 1e-05, "rope_theta": 100000, "tie_word_embeddings": true,
+    "vocab_size": 49152}"#;
+
+const GEMMA3_270M: &str = r#"{"architectures": ["Gemma3ForCausalLM"], "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 640, "intermediate_size": 2048,
+    "max_position_embeddings": 32768, "num_attention_heads": 4, "num_hidden_layers": 18,
+    "num_key_value_heads": 1, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06,
+    "rope_local_base_freq": 10000.0, "rope_theta": 1000000.0, "sliding_window": 512,
+    "vocab_size": 262144}"#;
