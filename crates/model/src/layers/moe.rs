@@ -22,7 +22,7 @@ use crate::weights::{Loader, Weight};
 
 use super::dense_ffn::{DenseLayer, DenseScratch, activate};
 use super::linear::{JobList, Linear, kinds};
-use super::router::{Choice, route};
+use super::router::{Choice, route, total};
 
 /// What a mixture has beside its experts.
 #[derive(Debug)]
@@ -284,15 +284,26 @@ impl MoeLayer {
         });
     }
 
-    /// Sums each token's experts, in the order of its choice, then the shared one.
+    /// Sums each token's experts, in the order of its choice, then the shared one. The sum is the
+    /// best expert's output plus weighted differences from it: where all experts say the same, it
+    /// is that to the bit, so an upcycled model equals its dense parent. (A difference in the last
+    /// bit would flip roundings of activations to 8 bits, and grow to percents of a logit.)
     fn combine(&self, pool: &Pool, scratch: &MoeScratch, output: &mut [f32]) {
         let (hidden, per_tok) = (self.router.weight.cols(), self.per_tok());
         pool.for_each_row(output, hidden, |token, out| {
-            out.fill(0.0);
-            for choice in token * per_tok..(token + 1) * per_tok {
+            let choices = token * per_tok..(token + 1) * per_tok;
+            let weights = &scratch.weights[choices.clone()];
+            let row = |choice: usize| {
                 let place = scratch.plan.places[choice] as usize;
-                let row = &scratch.down[place * hidden..(place + 1) * hidden];
-                ops::axpy(scratch.weights[choice], row, out);
+                &scratch.down[place * hidden..(place + 1) * hidden]
+            };
+            let best = row(choices.start);
+            out.fill(0.0);
+            ops::axpy(total(&self.spec.router, weights), best, out);
+            for (choice, weight) in choices.zip(weights).skip(1) {
+                for ((out, value), best) in out.iter_mut().zip(row(choice)).zip(best) {
+                    *out += weight * (value - best);
+                }
             }
             if self.shared.is_some() {
                 ops::add_assign(out, &scratch.shared_down[token * hidden..(token + 1) * hidden]);

@@ -52,6 +52,15 @@ pub(crate) fn route(router: &Router, bias: Option<&[f32]>, choice: Choice) {
     }
 }
 
+/// What one token's weights sum to: exactly the router's scale where they were made to sum to
+/// one, whatever rounding left of that.
+pub(crate) fn total(router: &Router, weights: &[f32]) -> f32 {
+    let sum: f32 = weights.iter().sum();
+    let shares =
+        router.renormalise != Renormalise::Never || router.score == RouterScore::SoftmaxOfChosen;
+    if shares && (sum / router.scale - 1.0).abs() < 1e-5 { router.scale } else { sum }
+}
+
 /// Puts all experts outside the best groups out of reach. Ties go to the lower group.
 fn drop_groups(groups: &ExpertGroups, score: impl Fn(usize) -> f32, ranked: &mut [f32]) {
     let size = ranked.len() / groups.count;
@@ -124,6 +133,20 @@ mod tests {
         assert_eq!(same, experts);
         assert_near(&weights, &near);
         assert_near(&[weights.iter().sum()], &[1.0]);
+    }
+
+    #[test]
+    fn the_total_is_exactly_the_scale_only_where_weights_are_shares() {
+        let shares =
+            Router { scale: 1.5, ..router(RouterScore::Softmax, Renormalise::SumPlus(0.0)) };
+        for k in 1..6 {
+            let (_, weights) = routed(&shares, None, &LOGITS, k);
+            assert_eq!(total(&shares, &weights), 1.5);
+        }
+        let scores = router(RouterScore::Softmax, Renormalise::Never);
+        assert_eq!(total(&scores, &[0.25, 0.5]), 0.75);
+        let floored = router(RouterScore::Sigmoid, Renormalise::SumAtLeast(1.0));
+        assert_eq!(total(&floored, &[0.25, 0.5]), 0.75);
     }
 
     #[test]
