@@ -261,6 +261,8 @@ fn byte_level_parts(source: &GgufVocabulary<'_>) -> Result<Parts, LoadError> {
         alphabet,
         byte_tokens: None,
         whole_words: row.ignore_merges,
+        // Byte-level models drop the few bytes they never saw, whatever `unknown_token_id` says.
+        unknown: None,
         fuse_unknown: false,
         added,
         added_normalized: AddedTokens::default(),
@@ -392,6 +394,7 @@ fn sentence_piece_parts(source: &GgufVocabulary<'_>) -> Result<Parts, LoadError>
         alphabet,
         byte_tokens: Some(byte_tokens),
         whole_words: false,
+        unknown: source.unk,
         fuse_unknown: true,
         added,
         added_normalized: AddedTokens::default(),

@@ -19,7 +19,9 @@ mod merges;
 mod pattern;
 mod pre;
 mod stop;
+mod tekken;
 mod tokenizer;
+mod tokenizer_json;
 mod vocabulary;
 mod words;
 

@@ -37,6 +37,8 @@ pub(crate) struct Parts {
     pub(crate) byte_tokens: Option<Box<[u32; 256]>>,
     /// A word that is a token as a whole is taken as it is.
     pub(crate) whole_words: bool,
+    /// The token for what has no token at all; without one, it is dropped.
+    pub(crate) unknown: Option<u32>,
     /// Unknown characters in a row give one unknown token.
     pub(crate) fuse_unknown: bool,
     /// Tokens looked for in the text as it came.
@@ -314,7 +316,7 @@ impl Run<'_> {
             {
                 self.ids.extend(bytes.iter().map(|&byte| tokens[byte as usize]));
                 after_unknown = false;
-            } else if let Some(unk) = parts.special.unk {
+            } else if let Some(unk) = parts.unknown {
                 if !(after_unknown && parts.fuse_unknown) {
                     self.ids.push(unk);
                 }

@@ -12,7 +12,7 @@ use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, Value};
 
 /// What every rendering may create, in bytes, before its input is counted.
-const BASE_BYTES: usize = 32 << 20;
+const BASE_BYTES: usize = 16 << 20;
 /// How many bytes a rendering may create for each byte of its input.
 const PER_INPUT_BYTE: usize = 16;
 /// What one element of a list costs.

@@ -31,6 +31,7 @@ pub(super) fn new(
     environment.remove_global("debug");
     add_operators(&mut environment, budget);
     add_filters(&mut environment, budget, sentinel);
+    add_text_filters(&mut environment, budget);
     add_functions(&mut environment, budget, now);
     let b = budget.clone();
     environment.set_unknown_method_callback(move |state, value, method, args| {
@@ -75,13 +76,8 @@ fn add_operators(environment: &mut Environment<'static>, budget: &Arc<Budget>) {
         Result::Ok(value.clone())
     });
     let b = budget.clone();
-    environment.add_function(rewrite::TEXT, move |value: &Value| {
-        let is_list = matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::Iterable);
-        if is_list { b.text(value).map(Value::from) } else { Ok(value.clone()) }
-    });
-    let b = budget.clone();
     environment.add_function(rewrite::SMALL, move |value: &Value| {
-        if matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::Iterable) {
+        if is_list(value) {
             b.text(value)?;
         }
         Result::Ok(value.clone())
@@ -210,6 +206,55 @@ fn add_filters(
     );
 }
 
+/// Filters that turn their input into text: lists become bounded text first, whether the filter is
+/// called by name or by `map`.
+fn add_text_filters(environment: &mut Environment<'static>, budget: &Arc<Budget>) {
+    use minijinja::filters;
+    environment.add_filter("%upper", filters::upper);
+    environment.add_filter("%lower", filters::lower);
+    environment.add_filter("%title", filters::title);
+    environment.add_filter("%capitalize", filters::capitalize);
+    environment.add_filter("%trim", filters::trim);
+    environment.add_filter("%string", filters::string);
+    environment.add_filter("%escape", filters::escape);
+    environment.add_filter("%pprint", filters::pprint);
+    environment.add_filter("%split", filters::split);
+    environment.add_filter("%lines", filters::lines);
+    let names = [
+        ("upper", "%upper"),
+        ("lower", "%lower"),
+        ("title", "%title"),
+        ("trim", "%trim"),
+        ("capitalize", "%capitalize"),
+        ("string", "%string"),
+        ("escape", "%escape"),
+        ("e", "%escape"),
+        ("pprint", "%pprint"),
+        ("split", "%split"),
+        ("lines", "%lines"),
+    ];
+    for (name, engine_name) in names {
+        let b = budget.clone();
+        environment.add_filter(name, move |state: &mut State, args: Rest<Value>| {
+            let mut args = args.0;
+            if let Some(first) = args.first_mut()
+                && is_list(first)
+            {
+                *first = Value::from(b.text(first)?);
+            }
+            let result = state.apply_filter(engine_name, &args)?;
+            b.charge_value(&result)?;
+            Result::Ok(result)
+        });
+    }
+    environment.remove_filter("safe");
+}
+
+/// Is the text of this value longer than a scalar's?
+fn is_list(value: &Value) -> bool {
+    matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::Iterable)
+}
+
 /// Every line but the first, and blank ones, moved right.
 fn indent(
     budget: &Budget,
@@ -257,9 +302,8 @@ fn format(budget: &Budget, state: &mut State, args: &[Value]) -> Result<Value> {
     }
     let mut scalars = Vec::with_capacity(args.len());
     for arg in args {
-        let is_list = matches!(arg.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::Iterable);
         // A list is printed by `%s`; making its text here keeps that bounded.
-        scalars.push(if is_list { Value::from(budget.text(arg)?) } else { arg.clone() });
+        scalars.push(if is_list(arg) { Value::from(budget.text(arg)?) } else { arg.clone() });
     }
     // Every directive prints one value with a bounded width.
     let total = scalars.iter().map(|value| value.as_str().map_or(64, str::len)).sum::<usize>();

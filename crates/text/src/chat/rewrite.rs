@@ -19,29 +19,8 @@ pub(super) const MULTIPLY: &str = "*";
 pub(super) const REMAINDER: &str = "%";
 /// Charges its argument and returns it.
 pub(super) const PAID: &str = "()";
-/// Returns scalars as they are and everything else as bounded text.
-pub(super) const TEXT: &str = "\"\"";
 /// Returns its argument if its text would be short.
 pub(super) const SMALL: &str = "<>";
-
-/// Filters that turn their input into text first.
-const TEXT_FILTERS: &[&str] = &[
-    "upper",
-    "lower",
-    "title",
-    "capitalize",
-    "trim",
-    "replace",
-    "string",
-    "escape",
-    "e",
-    "safe",
-    "pprint",
-    "split",
-    "lines",
-    "indent",
-    "urlencode",
-];
 
 /// Rebuilds a whole template.
 ///
@@ -295,10 +274,7 @@ impl Rewriter {
 
     fn filter<'a>(&mut self, s: &Spanned<ast::Filter<'a>>) -> Rebuilt<Expr<'a>> {
         let has_input = s.expr.is_some();
-        let mut expr = self.option(s.expr.as_ref())?;
-        if TEXT_FILTERS.contains(&s.name) {
-            expr = expr.map(|expr| invoke(TEXT, vec![expr], s.span()));
-        }
+        let expr = self.option(s.expr.as_ref())?;
         let args = self.args(&s.args)?;
         let filter = Expr::Filter(Spanned::new(ast::Filter { name: s.name, expr, args }, s.span()));
         // The filter of a block has no input of its own; what it makes is paid for when emitted.
