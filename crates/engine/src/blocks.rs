@@ -339,6 +339,32 @@ impl BlockTable {
         self.published = count;
     }
 
+    /// The name of the first block that is not wholly computed, if it is full and others could
+    /// use it as it is.
+    pub fn next_name(&mut self, computed: usize, tokens: &[u32]) -> Option<BlockName> {
+        let index = computed / BLOCK_TOKENS;
+        let sharable = (index + 1) * BLOCK_TOKENS < tokens.len();
+        sharable.then(|| self.name(index, tokens))
+    }
+
+    /// Exchanges blocks not wholly computed for those that somebody else has published meanwhile.
+    /// Returns how many of `tokens` are computed then.
+    pub fn catch_up(
+        &mut self,
+        mut computed: usize,
+        tokens: &[u32],
+        blocks: &mut BlockAllocator,
+    ) -> usize {
+        while let Some(found) = self.next_name(computed, tokens).and_then(|name| blocks.find(&name))
+        {
+            let index = computed / BLOCK_TOKENS;
+            blocks.retain(found);
+            blocks.release(std::mem::replace(&mut self.ids[index], found));
+            computed = (index + 1) * BLOCK_TOKENS;
+        }
+        computed
+    }
+
     /// Takes blocks until there is room for `tokens`. False when none is left; blocks taken
     /// until then stay.
     pub fn grow(&mut self, tokens: usize, blocks: &mut BlockAllocator) -> bool {

@@ -15,12 +15,13 @@
 //!    keep a block each to grow into, so that admission does not cause preemption at once.
 //! 3. *Budget.* One token for every gap of one, so that long prompts never stall those who
 //!    generate. Of the rest the first in order is sure of half, which bounds the wait for a long
-//!    prompt; the other half goes to the shortest gaps, so that short prompts start soon.
+//!    prompt; the other half goes to the shortest gaps, so that short prompts start soon. Nobody
+//!    computes what another is computing in the same step: it takes it over afterwards.
 
 use std::ops::Range;
 
 use crate::blocks::BlockAllocator;
-use crate::sequence::Sequences;
+use crate::sequence::{Sequence, Sequences};
 
 /// The bounds a plan keeps.
 #[derive(Clone, Copy, Debug)]
@@ -79,7 +80,12 @@ pub(crate) fn plan(
     match sequences.running.iter().position(|sequence| sequence.suspect && !sequence.paused) {
         // After a failure without a culprit each suspect runs alone: who fails alone is guilty.
         Some(suspect) => give(sequences, suspect, bounds.batch_tokens_max, plan),
-        None => spend(sequences, bounds.batch_tokens_max, plan),
+        None => {
+            if bounds.prefix_cache {
+                catch_up(sequences, blocks, plan);
+            }
+            spend(sequences, bounds, plan);
+        }
     }
     plan.spans.sort_unstable_by_key(|span| span.sequence);
 }
@@ -174,8 +180,43 @@ fn weaker(sequences: &Sequences, head: usize) -> Option<usize> {
     })
 }
 
+/// Takes over what others have computed since the last step.
+fn catch_up(sequences: &mut Sequences, blocks: &mut BlockAllocator, plan: &mut StepPlan) {
+    for sequence in &mut sequences.running {
+        let Sequence { table, tokens, computed, tally, .. } = sequence;
+        let reached = table.catch_up(*computed, tokens, blocks);
+        let found = reached - std::mem::replace(computed, reached);
+        if let (Some(cached), 0) = (&mut tally.cached_tokens, tally.preemptions) {
+            *cached += found;
+            plan.cached_tokens += found as u64;
+        }
+    }
+}
+
+/// Leaves out of `plan.gaps` whoever would compute the very block that somebody before it is
+/// computing: it catches up instead. Many requests with one beginning, sent at once, thus cost one
+/// beginning. Those left out wait for somebody better in order who is not, so nobody starves.
+fn follow(sequences: &mut Sequences, plan: &mut StepPlan) {
+    let mut next_name = |index: usize| {
+        let sequence = &mut sequences.running[index];
+        sequence.table.next_name(sequence.computed, &sequence.tokens)
+    };
+    let mut kept = 0;
+    for place in 0..plan.gaps.len() {
+        let name = next_name(plan.gaps[place].1);
+        let leads = name.is_none()
+            || plan.gaps[..kept].iter().all(|&(_, leader)| next_name(leader) != name);
+        if leads {
+            plan.gaps.swap(kept, place);
+            kept += 1;
+        }
+    }
+    plan.gaps.truncate(kept);
+}
+
 /// Rule 3.
-fn spend(sequences: &Sequences, mut budget: usize, plan: &mut StepPlan) {
+fn spend(sequences: &mut Sequences, bounds: Bounds, plan: &mut StepPlan) {
+    let mut budget = bounds.batch_tokens_max;
     plan.gaps.clear();
     for index in 0..sequences.running.len() {
         let sequence = &sequences.running[index];
@@ -185,6 +226,9 @@ fn spend(sequences: &Sequences, mut budget: usize, plan: &mut StepPlan) {
             1 => budget -= give_one(sequences, index, budget, plan),
             gap => plan.gaps.push((gap, index)),
         }
+    }
+    if bounds.prefix_cache {
+        follow(sequences, plan);
     }
     let Some(&(first_gap, first)) = plan.gaps.first() else { return };
     let sure = if plan.gaps.len() == 1 { budget } else { budget.div_ceil(2) };
@@ -223,7 +267,6 @@ mod tests {
     use crate::channel::{Doorbell, EventStream, channel};
     use crate::handle::{Limits, ModelFacts, Submission};
     use crate::request::{Request, RequestId};
-    use crate::sequence::Sequence;
     use std::sync::Arc;
     use std::time::Instant;
 
@@ -406,5 +449,26 @@ mod tests {
         assert_eq!(world.step(), [(2, 1)]);
         world.sequences.running[2].suspect = false;
         assert_eq!(world.step(), [(0, 1), (1, 1), (2, 1)]);
+    }
+
+    #[test]
+    fn one_beginning_sent_many_times_at_once_is_computed_once() {
+        let mut world = World::new(64, 8, 32);
+        for _ in 0..4 {
+            let id = world.arrive(100, 0).0;
+            world.sequences.waiting[id as usize].tokens.fill(7);
+        }
+        let mut computed = 0;
+        for _ in 0..6 {
+            computed += world.step().iter().map(|(_, tokens)| tokens).sum::<usize>();
+            for sequence in &mut world.sequences.running {
+                let Sequence { table, tokens, computed, .. } = sequence;
+                table.publish(*computed, tokens, &mut world.blocks);
+            }
+        }
+        let generated: usize = world.sequences.running.iter().map(|s| s.tokens.len() - 100).sum();
+        assert!(generated >= 4, "all four have begun to generate");
+        // The first 96 once, the 4 tokens after them and what was generated by each.
+        assert!(computed <= 96 + 4 * 4 + generated, "{computed} tokens computed");
     }
 }
