@@ -201,8 +201,8 @@ impl Sampler {
         pick(kept, total, uniform) as u32
     }
 
-    /// Cuts the sorted `best` to the nucleus and min-p, and draws. `total` is the sum the
-    /// nucleus is a fraction of.
+    /// Cuts the sorted and weighed `best` to the nucleus and min-p, and draws. `total` is the sum
+    /// the nucleus is a fraction of.
     fn draw_best(&mut self, params: &SamplingParams, total: f64, uniform: f64) -> u32 {
         let weights = &self.weights[..self.best.len()];
         let wanted = f64::from(params.top_p) * total;
@@ -247,7 +247,7 @@ impl Sampler {
         self.best.sort_unstable();
     }
 
-    /// Leaves in `best`, sorted, at least the fewest tokens whose `weights` reach `top_p` of
+    /// Leaves in `best`, sorted, the fewest likeliest tokens whose `weights` reach `top_p` of
     /// `total`.
     fn keep_nucleus(&mut self, logits: &[f32], top_p: f32, total: f64) {
         // Tokens lighter than this are outside the nucleus: even all of them together weigh less
@@ -265,24 +265,24 @@ impl Sampler {
                 }
             }
         }
+        // Halves the candidates until one is left, the last of the nucleus: linear, where sorting
+        // them all first would cost several times as much.
         let wanted = f64::from(top_p) * total;
-        let mut sorted = 0;
+        let (mut low, mut high) = (0, self.best.len());
         let mut reached = 0.0;
-        while reached < wanted && sorted < self.best.len() {
-            let next = (4 * sorted).max(128).min(self.best.len());
-            let rest = &mut self.best[sorted..];
-            if next - sorted < rest.len() {
-                rest.select_nth_unstable(next - sorted - 1);
+        while high - low > 1 {
+            let middle = low.midpoint(high);
+            self.best[low..high].select_nth_unstable(middle - low);
+            let weight = |&key: &u64| f64::from(self.weights[token_of(key) as usize]);
+            let upper = self.best[low..middle].iter().map(weight).sum::<f64>();
+            if reached + upper >= wanted {
+                high = middle;
+            } else {
+                (low, reached) = (middle, reached + upper);
             }
-            rest[..next - sorted].sort_unstable();
-            let taken = &self.best[sorted..next];
-            reached += taken
-                .iter()
-                .map(|&key| f64::from(self.weights[token_of(key) as usize]))
-                .sum::<f64>();
-            sorted = next;
         }
-        self.best.truncate(sorted);
+        self.best.truncate(low + 1);
+        self.best.sort_unstable();
     }
 
     /// Sets `weights[i]` to the weight of `best[i]`.

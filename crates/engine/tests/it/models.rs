@@ -3,12 +3,16 @@
 //! not pass.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use moeba_engine::{
-    Decoder, Engine, EngineHandle, Event, Limits, Request, SamplingParams, Summary,
+    Decoder, Engine, EngineHandle, Event, EventStream, Forward, Limits, Request, SamplingParams,
+    StepError, StepStats, Summary,
 };
 use moeba_kernels::attention::KvDType;
 use moeba_kernels::pool::{Pinning, Pool};
+use moeba_model::batch::Batch;
 use moeba_model::families::FAMILIES;
 use moeba_model::kv::KvCache;
 use moeba_model::workspace::Workspace;
@@ -35,19 +39,26 @@ const PLAIN: Setup = Setup {
     kv: KvDType::F32,
 };
 
-fn start(path: &Path, setup: Setup) -> EngineHandle {
+fn decoder(path: &Path, setup: Setup) -> Decoder {
     let model = Model::load(path, &LoadOptions::default()).expect("the fixture is sound");
     let pool = Pool::new(setup.threads, Pinning::None);
     let cache = KvCache::new(model.spec(), setup.num_blocks, setup.kv).expect("a small cache");
     let tokens_max = setup.batch_tokens_max;
     let workspace = Workspace::new(&model, &pool, tokens_max, setup.sequences_max);
-    let limits = Limits {
+    Decoder::new(model, pool, cache, workspace)
+}
+
+fn limits(setup: Setup) -> Limits {
+    Limits {
         batch_tokens_max: setup.batch_tokens_max,
         sequences_max: setup.sequences_max,
         prefix_cache: setup.prefix_cache,
         ..Limits::default()
-    };
-    Engine::start(Box::new(Decoder::new(model, pool, cache, workspace)), limits)
+    }
+}
+
+fn start(path: &Path, setup: Setup) -> EngineHandle {
+    Engine::start(Box::new(decoder(path, setup)), limits(setup))
 }
 
 /// Request `index` of a family's test: prompts of different lengths with a common beginning.
@@ -73,7 +84,7 @@ const REQUESTS: usize = 4;
 fn answers(path: &Path, setup: Setup, together: bool) -> Vec<(Vec<Event>, Summary)> {
     let engine = start(path, setup);
     let submit = |index| engine.submit(request(index, engine.model().vocab_size)).expect("room");
-    let read = |stream: moeba_engine::EventStream| {
+    let read = |stream: EventStream| {
         let mut events: Vec<Event> = stream.collect();
         match events.pop() {
             Some(Event::Finished(summary)) => (events, summary),
@@ -130,5 +141,68 @@ fn a_cache_of_another_format_changes_numbers_but_not_with_company() {
         for (one, other) in alone.iter().zip(&together) {
             assert_eq!(one.0, other.0, "{kv:?}");
         }
+    }
+}
+
+/// Counts what the steps of a model allocate, on the engine's own thread.
+struct Counted {
+    inner: Decoder,
+    decode_allocations: Arc<AtomicU64>,
+    decode_steps: Arc<AtomicU64>,
+}
+
+impl Forward for Counted {
+    fn forward(&mut self, batch: &Batch) -> Result<StepStats, StepError> {
+        let mut result = None;
+        let counted = allocation_counter::measure(|| result = Some(self.inner.forward(batch)));
+        // The first steps touch memory set aside for good, and prompts are of any length.
+        if batch.len() == batch.spans.len() && batch.positions.iter().all(|&p| p > 50) {
+            self.decode_steps.fetch_add(1, Ordering::Relaxed);
+            self.decode_allocations.fetch_add(counted.count_total, Ordering::Relaxed);
+        }
+        result.expect("the step was run")
+    }
+    fn logits(&self, row: usize) -> &[f32] {
+        self.inner.logits(row)
+    }
+    fn vocab_size(&self) -> usize {
+        self.inner.vocab_size()
+    }
+    fn context_length(&self) -> usize {
+        self.inner.context_length()
+    }
+    fn num_blocks(&self) -> usize {
+        self.inner.num_blocks()
+    }
+    fn batch_tokens_max(&self) -> usize {
+        self.inner.batch_tokens_max()
+    }
+    fn logit_rows_max(&self) -> usize {
+        self.inner.logit_rows_max()
+    }
+}
+
+#[test]
+fn a_decode_step_of_a_real_model_allocates_nothing() {
+    for path in fixtures() {
+        let (decode_allocations, decode_steps) = <(Arc<AtomicU64>, Arc<AtomicU64>)>::default();
+        let setup = Setup { sequences_max: 4, num_blocks: 32, ..PLAIN };
+        let inner = decoder(&path, setup);
+        let counted = Counted {
+            inner,
+            decode_allocations: decode_allocations.clone(),
+            decode_steps: decode_steps.clone(),
+        };
+        let engine = Engine::start(Box::new(counted), limits(setup));
+        let ask = |index| {
+            let mut request = request(index, engine.model().vocab_size);
+            request.max_tokens = Some(60);
+            engine.submit(request).expect("room")
+        };
+        let streams: Vec<EventStream> = (0..3).map(ask).collect();
+        assert!(streams.into_iter().all(|stream| stream.count() == 61));
+        assert!(decode_steps.load(Ordering::Relaxed) > 20);
+        let allocations = decode_allocations.load(Ordering::Relaxed);
+        assert_eq!(allocations, 0, "{}", path.display());
     }
 }
