@@ -130,18 +130,7 @@ fn measure(pool: &Pool, shape: &Shape, dtype: KvDType, tokens: usize, length: us
         out_strides: Strides::token_major(shape.num_heads, shape.value_dim),
     };
     let scratch = AttentionScratch::new(pool.threads(), shape.key_dim, shape.value_dim);
-    let mut seconds: Vec<f64> = Vec::new();
-    let begun = Instant::now();
-    while seconds.len() < 5 || begun.elapsed().as_millis() < 150 {
-        // A neighbour on the machine must not count: one thread is timed by its own clock.
-        let (start, cpu_start) = (Instant::now(), cpu_seconds());
-        attention(pool, &args, &scratch, &mut out);
-        seconds.push(match pool.threads() {
-            1 => cpu_seconds() - cpu_start,
-            _ => start.elapsed().as_secs_f64(),
-        });
-    }
-    seconds.sort_by(f64::total_cmp);
+    let seconds = run_times(pool, || attention(pool, &args, &scratch, &mut out));
     let (best, median) = (seconds[0], seconds[seconds.len() / 2]);
     let pairs: usize = positions.iter().map(|&p| p as usize + 1).sum();
     let flops = 2.0 * (pairs * shape.num_heads * (shape.key_dim + shape.value_dim)) as f64;
@@ -160,4 +149,21 @@ fn measure(pool: &Pool, shape: &Shape, dtype: KvDType, tokens: usize, length: us
             bytes as f64 / median / 1e9
         );
     }
+}
+
+/// Sorted times of several calls.
+fn run_times(pool: &Pool, mut call: impl FnMut()) -> Vec<f64> {
+    let mut seconds: Vec<f64> = Vec::new();
+    let begun = Instant::now();
+    while seconds.len() < 5 || begun.elapsed().as_millis() < 150 {
+        // A neighbour on the machine must not count: one thread is timed by its own clock.
+        let (start, cpu_start) = (Instant::now(), cpu_seconds());
+        call();
+        seconds.push(match pool.threads() {
+            1 => cpu_seconds() - cpu_start,
+            _ => start.elapsed().as_secs_f64(),
+        });
+    }
+    seconds.sort_by(f64::total_cmp);
+    seconds
 }

@@ -210,13 +210,12 @@ impl Place<'_> {
         narrow: impl Fn(&[f32; LANES]) -> [[u8; BYTES]; LANES],
     ) {
         for (index, chunk) in numbers.chunks(LANES).enumerate() {
-            let narrowed = match chunk.try_into() {
-                Ok(whole) => narrow(whole),
-                Err(_) => {
-                    let mut padded = [0.0; LANES];
-                    padded[..chunk.len()].copy_from_slice(chunk);
-                    narrow(&padded)
-                }
+            let narrowed = if let Ok(whole) = chunk.try_into() {
+                narrow(whole)
+            } else {
+                let mut padded = [0.0; LANES];
+                padded[..chunk.len()].copy_from_slice(chunk);
+                narrow(&padded)
             };
             let first = index * LANES;
             match self.layout.role {
