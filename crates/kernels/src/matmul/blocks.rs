@@ -233,14 +233,7 @@ fn long_block<S: Simd, F: BlockFormat, const T: usize>(
     let sums: [&[u32; LONG_SUM_WORDS]; T] =
         std::array::from_fn(|t| window(inputs[t].sums, block * LONG_SUM_WORDS));
     let first_sum = if F::FORM.sub_len == 32 { 0 } else { LONG_SUM_WORDS - 8 };
-    let mut m = [s.splat(0); T];
-    for pair in 0..num_subs / 2 {
-        for t in 0..T {
-            m[t] = s.dot_pairs(m[t], panel.m[pair], s.splat(sums[t][first_sum + pair]));
-        }
-    }
-    // Symmetric formats store `-m`, so that `S - M` is one sum.
-    let mut total = if F::FORM.symmetric { m } else { [s.splat(0); T] };
+    let mut total = [s.splat(0); T];
     // Four products of four columns each fit in an i16 where `q` is a nibble; then the one
     // instruction that multiplies pairs of i16 (here with a pair whose other half is 0) is
     // cheaper than a full multiplication, even twice.
@@ -264,9 +257,16 @@ fn long_block<S: Simd, F: BlockFormat, const T: usize>(
     }
     for t in 0..T {
         let dx = s.splat_f32(inputs[t].scales[block]);
-        acc[t] = s.fma(s.mul(panel.d[0], dx), s.to_f32(total[t]), acc[t]);
-        if !F::FORM.symmetric {
-            acc[t] = s.fnma(s.mul(panel.e[0], dx), s.to_f32(m[t]), acc[t]);
+        // Symmetric formats store `-m`, so that `S - M` is one sum.
+        let mut m = if F::FORM.symmetric { total[t] } else { s.splat(0) };
+        for pair in 0..num_subs / 2 {
+            m = s.dot_pairs(m, panel.m[pair], s.splat(sums[t][first_sum + pair]));
+        }
+        if F::FORM.symmetric {
+            acc[t] = s.fma(s.mul(panel.d[0], dx), s.to_f32(m), acc[t]);
+        } else {
+            acc[t] = s.fma(s.mul(panel.d[0], dx), s.to_f32(total[t]), acc[t]);
+            acc[t] = s.fnma(s.mul(panel.e[0], dx), s.to_f32(m), acc[t]);
         }
     }
 }

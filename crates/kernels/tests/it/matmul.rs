@@ -6,6 +6,7 @@ use moeba_kernels::isa::Isa;
 use moeba_kernels::matmul::{Job, Rows, matmul_with};
 use moeba_kernels::pool::{Pinning, Pool};
 use moeba_kernels::tensor::Matrix;
+use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 
 use crate::oracle::{self, Random};
 
@@ -203,5 +204,88 @@ fn jobs_share_a_region() {
                 assert_eq!(ours.to_bits(), expected.to_bits(), "{} {isa} {index}", format.name);
             }
         }
+    }
+}
+
+/// Memory whose last byte is the last that can be read: one more would end the process.
+struct Fenced {
+    first: *mut std::ffi::c_void,
+    mapped: usize,
+    len: usize,
+}
+
+impl Fenced {
+    fn new(bytes: &[u8]) -> Self {
+        const PAGE: usize = 1 << 16;
+        let readable = bytes.len().next_multiple_of(PAGE);
+        let mapped = readable + PAGE;
+        let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
+        // SAFETY: a new anonymous mapping at an address of the kernel's choice.
+        let first = unsafe { mmap_anonymous(std::ptr::null_mut(), mapped, access, flags) }.unwrap();
+        // SAFETY: the fence and the bytes before it lie within the mapping.
+        unsafe {
+            mprotect(first.byte_add(readable), PAGE, MprotectFlags::empty()).unwrap();
+            let start = first.byte_add(readable - bytes.len()).cast::<u8>();
+            start.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+        }
+        Self { first, mapped, len: bytes.len() }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        let readable = self.mapped - (1 << 16);
+        // SAFETY: `new` filled the last `len` bytes before the fence.
+        unsafe {
+            let start = self.first.byte_add(readable - self.len).cast::<u8>();
+            std::slice::from_raw_parts(start, self.len)
+        }
+    }
+}
+
+impl Drop for Fenced {
+    fn drop(&mut self) {
+        // SAFETY: `new` mapped it, and no slice of it outlives `self`.
+        unsafe { munmap(self.first, self.mapped).unwrap() };
+    }
+}
+
+#[test]
+fn nothing_is_read_past_the_last_weight() {
+    let mut random = Random::new(6);
+    for format in &FORMATS {
+        for rows in [1, 5, 8, 16, 17, 32] {
+            for cols in [256, 512] {
+                let weights = Fenced::new(&random_weights(&mut random, format.dtype, rows, cols));
+                let x = random_inputs(&mut random, 2 * cols);
+                check(format.dtype, weights.bytes(), rows, &x, &Rows::Range(0..2));
+            }
+        }
+        let cols = format.block_len;
+        let weights = Fenced::new(&random_weights(&mut random, format.dtype, 16, cols));
+        let x = random_inputs(&mut random, cols);
+        check(format.dtype, weights.bytes(), 16, &x, &Rows::Range(0..1));
+    }
+}
+
+/// Threads, and with them the split of the work, change nothing.
+#[test]
+fn any_number_of_threads_gives_the_same_bits() {
+    let mut random = Random::new(8);
+    let (rows, cols, tokens) = (333, 768, 3);
+    for format in &FORMATS {
+        let weights = random_weights(&mut random, format.dtype, rows, cols);
+        let x = random_inputs(&mut random, tokens * cols);
+        let mut results: Vec<Vec<u32>> = Vec::new();
+        for threads in [1, 2, 3, 7] {
+            let pool = Pool::new(threads, Pinning::None);
+            let mut input = Activations::with_capacity(tokens, cols);
+            input.set(&pool, &x, tokens, cols, all_kinds());
+            let mut output = vec![0.0; tokens * rows];
+            let weight = Matrix::new(format.dtype, rows, cols, &weights);
+            let (range, output_ref) = (Rows::Range(0..tokens), &mut output[..]);
+            let job = Job { weight, input: &input, input_col: 0, rows: range, output: output_ref };
+            matmul_with(Isa::detect(), &pool, &mut [job]);
+            results.push(output.iter().map(|y| y.to_bits()).collect());
+        }
+        assert!(results.windows(2).all(|two| two[0] == two[1]), "{}", format.name);
     }
 }
