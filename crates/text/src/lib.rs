@@ -2,7 +2,8 @@
 //! Strings to tokens and back: the only crate that knows text, and it knows nothing else.
 //!
 //! ```text
-//! conversation ─ChatTemplate─► prompt ─Tokenizer─► ids ─(engine)─► ids ─Detokenizer─► text ─StopStrings─► answer
+//! conversation ─ChatTemplate─► prompt ─Tokenizer─► ids ─(engine)─►
+//!     ids ─Detokenizer─► text ─StopStrings─► answer
 //! ```
 //!
 //! Everything a model file brings along (vocabulary, patterns, template) is treated as hostile:

@@ -115,7 +115,7 @@ impl Pattern {
         steps: &mut u64,
     ) -> Result<Option<usize>, OutOfSteps> {
         let bytes = piece.as_bytes();
-        // What stands before `at` only matters for look-behind such as `^`, which is looked up here.
+        // What stands before `at` only matters for look-behind such as `^`, looked up here.
         let input = Input::new(piece).span(at..bytes.len()).anchored(Anchored::Yes);
         let mut state = self.dfa.start_state_forward(cache, &input).map_err(|_| OutOfSteps)?;
         let mut last = None;

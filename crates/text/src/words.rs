@@ -34,7 +34,7 @@ pub(crate) enum Normalizer {
     },
     /// Replaces every match of a pattern.
     ReplacePattern {
-        from: Pattern,
+        from: Box<Pattern>,
         to: String,
     },
     /// Removes white space at the ends.

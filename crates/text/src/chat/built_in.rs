@@ -22,7 +22,8 @@ pub(super) fn find(name: &str) -> Option<&'static str> {
 }
 
 const CHATML: &str = "\
-{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}
+{% for m in messages %}
+{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}
 {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
 const GEMMA: &str = "\
@@ -46,7 +47,8 @@ const LLAMA3: &str = "\
 {{ bos_token }}{% for m in messages %}
 {{- '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' + m.content | trim + '<|eot_id|>' }}
 {%- endfor %}
-{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}";
+{% if add_generation_prompt %}
+{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}";
 
 const MISTRAL: &str = "\
 {{ bos_token }}{% set ns = namespace(system='') %}{% for m in messages %}

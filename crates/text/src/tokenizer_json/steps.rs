@@ -95,7 +95,7 @@ impl Steps {
                 let to = text(json, place, "content")?.to_owned();
                 match &json["pattern"]["Regex"] {
                     Json::String(source) => {
-                        Normalizer::ReplacePattern { from: compile(source, place)?, to }
+                        Normalizer::ReplacePattern { from: Box::new(compile(source, place)?), to }
                     }
                     _ => Normalizer::Replace { from: literal(json, place)?.to_owned(), to },
                 }

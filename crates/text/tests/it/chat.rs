@@ -173,7 +173,8 @@ fn content_never_becomes_a_control_token() {
 #[test]
 fn tools_cannot_spell_control_tokens_around_their_names() {
     let tokenizer = byte_tokenizer(&["<s>", "</s>", "<|im_end|>"]);
-    let source = "{% for t in tools %}{% for k, v in t.items() %}<{{ k }}>{{ v }}</{{ k }}>{% endfor %}{% endfor %}";
+    let source = "{% for t in tools %}{% for k, v in t.items() %}<{{ k }}>{{ v }}</{{ k }}>{\
+            % endfor %}{% endfor %}";
     let template = ChatTemplate::new(source).unwrap();
     for key in ["s", "|im_end|", "|im_end", "im_end|", "|", "s>", "/s"] {
         let tools = [json!({ key: key })];
@@ -222,26 +223,33 @@ fn built_in_templates_work_for_plain_conversations() {
     let expected = [
         (
             "chatml",
-            "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n<|im_start|>user\nV<|im_end|>\n<|im_start|>assistant\n",
+            "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>assis\
+            tant\nA<|im_end|>\n<|im_start|>user\nV<|im_end|>\n<|im_start|>assistant\n",
         ),
         (
             "gemma",
-            "<s><start_of_turn>user\nS\n\nU<end_of_turn>\n<start_of_turn>model\nA<end_of_turn>\n<start_of_turn>user\nV<end_of_turn>\n<start_of_turn>model\n",
+            "<s><start_of_turn>user\nS\n\nU<end_of_turn>\n<start_of_turn>model\nA<end_of_turn>\
+            \n<start_of_turn>user\nV<end_of_turn>\n<start_of_turn>model\n",
         ),
         ("llama2", "<s>[INST] <<SYS>>\nS\n<</SYS>>\n\nU [/INST] A </s><s>[INST] V [/INST]"),
         (
             "llama3",
-            "<s><|start_header_id|>system<|end_header_id|>\n\nS<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nU<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nA<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nV<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+            "<s><|start_header_id|>system<|end_header_id|>\n\nS<|eot_id|><|start_header_id|>us\
+            er<|end_header_id|>\n\nU<|eot_id|><|start_header_id|>assistant<|end_header_id|>\
+            \n\nA<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nV<|eot_id|><|start_head\
+            er_id|>assistant<|end_header_id|>\n\n",
         ),
         ("mistral", "<s>[INST] S\n\nU[/INST] A</s>[INST] V[/INST]"),
         (
             "phi3",
-            "<|system|>\nS<|end|>\n<|user|>\nU<|end|>\n<|assistant|>\nA<|end|>\n<|user|>\nV<|end|>\n<|assistant|>\n",
+            "<|system|>\nS<|end|>\n<|user|>\nU<|end|>\n<|assistant|>\nA<|end|>\n<|user|>\nV<|\
+            end|>\n<|assistant|>\n",
         ),
         ("vicuna", "<s>S USER: U ASSISTANT: A</s>USER: V ASSISTANT:"),
         (
             "zephyr",
-            "<|system|>\nS</s>\n<|user|>\nU</s>\n<|assistant|>\nA</s>\n<|user|>\nV</s>\n<|assistant|>\n",
+            "<|system|>\nS</s>\n<|user|>\nU</s>\n<|assistant|>\nA</s>\n<|user|>\nV</s>\n<|assi\
+            stant|>\n",
         ),
     ];
     assert_eq!(expected.map(|(name, _)| name), BUILT_IN_NAMES);

@@ -99,7 +99,8 @@ fn valid_json() -> Value {
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "use_regex": true},
         "post_processor": null,
         "decoder": {"type": "ByteLevel"},
-        "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2, "aba": 3}, "merges": ["a b", "ab a"]},
+        "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2, "aba": 3},
+            "merges": ["a b", "ab a"]},
     })
 }
 
@@ -485,7 +486,8 @@ fn j3_doubling() {
         "x".repeat(30_000)
     );
     fails(&captured, "bytes");
-    let slices = "{% set a = 'x' * 1000000 %}{% set ns = namespace(l=[]) %}{% for i in range(10000) %}{% set ns.l = ns.l + [a[1:]] %}{% endfor %}";
+    let slices = "{% set a = 'x' * 1000000 %}{% set ns = namespace(l=[]) %}{% for i in range(1\
+            0000) %}{% set ns.l = ns.l + [a[1:]] %}{% endfor %}";
     fails(slices, "bytes");
 }
 
@@ -522,7 +524,8 @@ fn j4_nesting() {
     fails(&("{% if 0 %}".to_owned() + &"{% elif 0 %}".repeat(5000) + "{% endif %}"), "");
     fails(&("{% for a in b %}".repeat(2000) + &"{% endfor %}".repeat(2000)), "");
     // Values nested by a loop: built without recursion, but dropped and printed with it.
-    let nested = "{% set ns = namespace(a=[]) %}{% for i in range(100000) %}{% set ns.a = [ns.a] %}{% endfor %}";
+    let nested = "{% set ns = namespace(a=[]) %}{% for i in range(100000) %}{% set ns.a = [ns.\
+            a] %}{% endfor %}";
     let _ = render(nested, 1);
     for printed in
         ["{{ ns.a }}", "{{ ns.a | tojson }}", "{{ ns.a == [ns.a] }}", "{{ [ns.a, ns.a] | sort }}"]
@@ -569,7 +572,8 @@ fn j6_reach() {
 }
 
 fn j7_many_turns() {
-    let source = "{% set ns = namespace(m=[]) %}{% for m in messages %}{% set ns.m = ns.m + [m] %}{% endfor %}{{ ns.m | length }}";
+    let source = "{% set ns = namespace(m=[]) %}{% for m in messages %}{% set ns.m = ns.m + [m\
+            ] %}{% endfor %}{{ ns.m | length }}";
     for turns in [100, 1000] {
         assert_eq!(render(source, turns).unwrap(), turns.to_string());
     }
