@@ -77,15 +77,16 @@ pub(crate) fn plan(
     if plan.preemptions == 0 {
         admit(sequences, blocks, bounds, plan);
     }
-    match sequences.running.iter().position(|sequence| sequence.suspect && !sequence.paused) {
+    let suspect =
+        sequences.running.iter().position(|sequence| sequence.suspect && !sequence.paused);
+    if let Some(suspect) = suspect {
         // After a failure without a culprit each suspect runs alone: who fails alone is guilty.
-        Some(suspect) => give(sequences, suspect, bounds.batch_tokens_max, plan),
-        None => {
-            if bounds.prefix_cache {
-                catch_up(sequences, blocks, plan);
-            }
-            spend(sequences, bounds, plan);
+        give(sequences, suspect, bounds.batch_tokens_max, plan);
+    } else {
+        if bounds.prefix_cache {
+            catch_up(sequences, blocks, plan);
         }
+        spend(sequences, bounds, plan);
     }
     plan.spans.sort_unstable_by_key(|span| span.sequence);
 }

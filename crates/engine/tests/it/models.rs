@@ -70,7 +70,7 @@ fn request(index: usize, vocab_size: usize) -> Request {
     request.max_tokens = Some(24);
     request.logprobs = Some(3);
     request.sampling = SamplingParams {
-        temperature: if index % 2 == 0 { 0.0 } else { 0.9 },
+        temperature: if index.is_multiple_of(2) { 0.0 } else { 0.9 },
         top_p: 0.95,
         seed: Some(index as u64),
         ..SamplingParams::default()
