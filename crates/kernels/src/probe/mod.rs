@@ -10,6 +10,7 @@ mod x86_64;
 
 use std::hint::black_box;
 use std::io;
+use std::sync::Mutex;
 use std::time::Instant;
 
 use crate::isa::{self, Isa};
@@ -54,17 +55,13 @@ pub fn measure(pool: &Pool) -> io::Result<MachineLimits> {
     let isa = isa::current();
     let mut reads = read_rates(pool, isa)?;
     reads.sort_by(f64::total_cmp);
-    let f32_ops = (TURNS * CHAINS * LANES * 2) as f64;
     Ok(MachineLimits {
         threads: pool.threads(),
         isa,
         read_bytes_per_s_best: reads[reads.len() - 1],
         read_bytes_per_s_median: reads[reads.len() / 2],
         int8_ops_per_s_best: peak_rate(pool, || int8_turns(isa)),
-        f32_ops_per_s_best: peak_rate(pool, || {
-            lanes::run(isa, FusedTurns);
-            f32_ops
-        }),
+        f32_ops_per_s_best: peak_rate(pool, || lanes::run(isa, FusedTurns)),
     })
 }
 
@@ -90,19 +87,20 @@ fn read_rates(pool: &Pool, isa: Isa) -> io::Result<Vec<f64>> {
     Ok((0..READ_RUNS).map(run).collect())
 }
 
-/// Operations per second of all workers, best run; `turns` says how many operations it did.
+/// Operations per second of all workers: the sum of each one's best run, because on a busy machine
+/// all of them are hardly ever on a core at once. `turns` says how many operations it did.
 fn peak_rate(pool: &Pool, turns: impl Fn() -> f64 + Sync) -> f64 {
-    let run = |_| {
-        let total = std::sync::Mutex::new(0.0);
-        let start = Instant::now();
-        pool.run(&|_| {
+    let best: Vec<Mutex<f64>> = (0..pool.threads()).map(|_| Mutex::new(0.0)).collect();
+    for _ in 0..PEAK_RUNS {
+        pool.run(&|worker| {
+            let start = Instant::now();
             let operations = turns();
-            *total.lock().expect("adding cannot panic") += operations;
+            let rate = operations / start.elapsed().as_secs_f64();
+            let mut best = best[worker].lock().expect("comparing cannot panic");
+            *best = best.max(rate);
         });
-        let seconds = start.elapsed().as_secs_f64();
-        total.into_inner().expect("adding cannot panic") / seconds
-    };
-    (0..PEAK_RUNS).map(run).fold(0.0, f64::max)
+    }
+    best.into_iter().map(|best| best.into_inner().expect("comparing cannot panic")).sum()
 }
 
 /// Adds up numbers as fast as they arrive.
@@ -124,27 +122,33 @@ impl Kernel for Sum<'_> {
     }
 }
 
-/// Independent fused multiply-adds that need no memory.
+/// Independent fused multiply-adds that need no memory; returns the number of operations.
 struct FusedTurns;
 
 impl Kernel for FusedTurns {
-    type Out = ();
+    type Out = f64;
 
     #[inline(always)]
-    fn run<L: Narrow>(self) {
-        let factor = L::splat(black_box(0.999));
-        let term = L::splat(black_box(0.001));
-        // As many chains as fit in registers; the same number of operations for everybody.
-        let mut chains = [L::splat(1.0); CHAINS];
-        for _ in 0..TURNS {
-            for chain in &mut chains {
-                *chain = chain.mul_add(factor, term);
-            }
-        }
-        for chain in chains {
-            black_box(lanes::sum(chain));
+    fn run<L: Narrow>(self) -> f64 {
+        // As many chains as fit in registers.
+        if L::REGISTERS >= 32 { fused_turns::<L, CHAINS>() } else { fused_turns::<L, 5>() }
+    }
+}
+
+#[inline(always)]
+fn fused_turns<L: Narrow, const N: usize>() -> f64 {
+    let factor = L::splat(black_box(0.999));
+    let term = L::splat(black_box(0.001));
+    let mut chains = [L::splat(1.0); N];
+    for _ in 0..TURNS {
+        for chain in &mut chains {
+            *chain = chain.mul_add(factor, term);
         }
     }
+    for chain in chains {
+        black_box(lanes::sum(chain));
+    }
+    (TURNS * N * LANES * 2) as f64
 }
 
 /// Products of unsigned and signed bytes, four to a sum, as quantised formats need them. Returns the
