@@ -151,8 +151,8 @@ fn fused_turns<L: Narrow, const N: usize>() -> f64 {
     (TURNS * N * LANES * 2) as f64
 }
 
-/// Products of unsigned and signed bytes, four to a sum, as quantised formats need them. Returns the
-/// number of operations.
+/// Products of unsigned and signed bytes, four to a sum, as quantised formats need them. Returns
+/// the number of operations.
 fn int8_turns(isa: Isa) -> f64 {
     match isa {
         // SAFETY: `isa::current` names only what this machine has.
