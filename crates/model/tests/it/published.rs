@@ -1,10 +1,11 @@
 //! Parameter counts of published models, from their configurations alone.
 
 use moeba_kernels::attention::KvDType;
-use moeba_model::LoadOptions;
 use moeba_model::inspect::{Inspection, inspect};
 use moeba_model::kv::KvCache;
 use moeba_model::memory_plan::{Demand, MemoryPlan};
+use moeba_model::spec::{Mixer, RopeScaling};
+use moeba_model::{LoadOptions, SoftmaxScale};
 
 use crate::files::scratch::Scratch;
 
@@ -53,6 +54,39 @@ fn dense_models_are_all_active() {
     let counted = inspected(SMOLLM2_135M).parameters;
     assert_eq!((counted.total, counted.active), (134_515_008, 134_515_008));
     assert_eq!(inspected(GEMMA3_270M).parameters.total, 268_098_176);
+}
+
+#[test]
+fn the_softmax_scale_is_plain_unless_asked_otherwise() {
+    let scratch = Scratch::new();
+    scratch.write("config.json", MISTRAL_SMALL_4.as_bytes());
+    for (softmax_scale, wanted) in
+        [(SoftmaxScale::Plain, 0.088_388_35), (SoftmaxScale::Yarn, 0.194_969_5)]
+    {
+        let options = LoadOptions { softmax_scale, ..LoadOptions::default() };
+        let spec = inspect(scratch.path(), &options).unwrap().spec;
+        let Mixer::Mla(mla) = &spec.layers[35].mixer else { panic!("latent attention") };
+        assert!((mla.scale - wanted).abs() < 1e-6, "{}", mla.scale);
+        assert_eq!(mla.rope.amplitude(), 1.0);
+    }
+}
+
+#[test]
+fn llama_3_scales_its_rope_in_either_generation_of_configurations() {
+    let scaling = r#""factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192, "rope_type": "llama3""#;
+    let old = format!("\"rope_scaling\": {{{scaling}}}, \"rope_theta\": 500000.0");
+    let new = format!("\"rope_parameters\": {{{scaling}, \"rope_theta\": 500000.0}}");
+    let with = |rope: &str| inspected(&SMOLLM2_135M.replace("\"rope_theta\": 100000", rope)).spec;
+    assert_eq!(with(&old), with(&new));
+    let Mixer::Gqa(gqa) = &with(&old).layers[0].mixer else { panic!("grouped heads") };
+    let wanted = RopeScaling::Llama3 {
+        factor: 8.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original: 8192.0,
+    };
+    assert_eq!(gqa.rope.as_ref().unwrap().scaling, wanted);
 }
 
 #[test]
