@@ -47,12 +47,17 @@ pub(crate) trait Integers: Words {
     /// What [`Integers::dot_full`] subtracts from each `q` before multiplying: 0 or 128,
     /// whichever costs the instruction set less.
     const FULL_BIAS: i32;
+    /// Whether [`Integers::dot_nibbles`] sums each i16 half of a lane for itself.
+    const NIBBLE_HALVES: bool;
 
     /// `acc + sum of q[i] * x[i]` over the four bytes of a lane; `q` unsigned and at most 127,
     /// `x` signed and at least -127.
     fn dot(self, acc: Self::U, q: Self::U, x: Self::U) -> Self::U;
     /// `acc + sum of (q[i] - FULL_BIAS) * x[i]`; `q` unsigned, 0..=255.
     fn dot_full(self, acc: Self::U, q: Self::U, x: Self::U) -> Self::U;
+    /// `acc + sum of q[i] * x[i]`; `q` at most 15, and at most 8 such sums one upon another.
+    /// With [`Integers::NIBBLE_HALVES`] a lane's sum is that of its two i16 halves.
+    fn dot_nibbles(self, acc: Self::U, q: Self::U, x: Self::U) -> Self::U;
     /// `acc + a.low * b.low + a.high * b.high` over the two i16 of a lane.
     fn dot_pairs(self, acc: Self::U, a: Self::U, b: Self::U) -> Self::U;
     /// `acc + a * b` as i32.
@@ -184,6 +189,7 @@ fn dot_bytes(q: u32, x: u32, bias: i32) -> i32 {
 
 impl Integers for Scalar {
     const FULL_BIAS: i32 = 0;
+    const NIBBLE_HALVES: bool = false;
 
     #[inline(always)]
     fn dot(self, acc: Self::U, q: Self::U, x: Self::U) -> Self::U {
@@ -192,6 +198,10 @@ impl Integers for Scalar {
     #[inline(always)]
     fn dot_full(self, acc: Self::U, q: Self::U, x: Self::U) -> Self::U {
         each(acc, |i, acc| acc.wrapping_add(dot_bytes(q[i], x[i], Self::FULL_BIAS) as u32))
+    }
+    #[inline(always)]
+    fn dot_nibbles(self, acc: Self::U, q: Self::U, x: Self::U) -> Self::U {
+        self.dot_full(acc, q, x)
     }
     #[inline(always)]
     fn dot_pairs(self, acc: Self::U, a: Self::U, b: Self::U) -> Self::U {

@@ -280,7 +280,7 @@ fn report(name: &str, bytes: usize, tokens: usize, seconds: &mut [f64], base: &[
     ratios.sort_by(f64::total_cmp);
     let middle = seconds[seconds.len() / 2];
     println!(
-        "{tokens:3} tokens  {name:8} {:6.2} GB/s {:6.3} Top/s   {:.3} of the crate's speed ({:.3}-{:.3})",
+        "{tokens:3} tokens  {name:8} {:6.2} GB/s {:6.3} Top/s  {:.3} of ours ({:.3}-{:.3})",
         bytes as f64 / middle / 1e9,
         bytes as f64 / BLOCK_BYTES as f64 * 512.0 * tokens as f64 / middle / 1e12,
         ratios[ratios.len() / 2],

@@ -99,6 +99,7 @@ impl Words for Avx512 {
 
 impl Integers for Avx512 {
     const FULL_BIAS: i32 = 0;
+    const NIBBLE_HALVES: bool = false;
 
     #[inline(always)]
     fn dot(self, acc: __m512i, q: __m512i, x: __m512i) -> __m512i {
@@ -109,6 +110,10 @@ impl Integers for Avx512 {
     fn dot_full(self, acc: __m512i, q: __m512i, x: __m512i) -> __m512i {
         // SAFETY: proof.
         unsafe { _mm512_dpbusd_epi32(acc, q, x) }
+    }
+    #[inline(always)]
+    fn dot_nibbles(self, acc: __m512i, q: __m512i, x: __m512i) -> __m512i {
+        self.dot(acc, q, x)
     }
     #[inline(always)]
     fn dot_pairs(self, acc: __m512i, a: __m512i, b: __m512i) -> __m512i {

@@ -199,8 +199,10 @@ fn short_blocks<S: Simd, F: BlockFormat, const T: usize>(
         std::array::from_fn(|t| sums[t].map(|sum| sum.wrapping_mul(offset as u32)));
     let mut total = *acc;
     for block in 0..blocks.len().min(PANEL_BLOCKS) {
+        let start = |t: usize| s.splat(if offset == 0 { 0 } else { starts[t][block] });
+        let halves = F::FORM.nibbles && S::NIBBLE_HALVES;
         let mut sum: [S::U; T] =
-            std::array::from_fn(|t| s.splat(if offset == 0 { 0 } else { starts[t][block] }));
+            std::array::from_fn(|t| if halves { s.splat(0) } else { start(t) });
         for word in 8 * block..8 * block + 8 {
             let q = panel.q[word];
             for t in 0..T {
@@ -208,6 +210,9 @@ fn short_blocks<S: Simd, F: BlockFormat, const T: usize>(
             }
         }
         for t in 0..T {
+            if halves {
+                sum[t] = s.dot_pairs(start(t), sum[t], s.splat(0x0001_0001));
+            }
             let dx = s.splat_f32(scales[t][block]);
             total[t] = s.fma(s.mul(panel.d[block], dx), s.to_f32(sum[t]), total[t]);
             if !F::FORM.symmetric {
@@ -235,7 +240,7 @@ fn long_block<S: Simd, F: BlockFormat, const T: usize>(
     let first_sum = if F::FORM.sub_len == 32 { 0 } else { LONG_SUM_WORDS - 8 };
     let mut total = [s.splat(0); T];
     // Four products of four columns each fit in an i16 where `q` is a nibble; then the one
-    // instruction that multiplies pairs of i16 (here with a pair whose other half is 0) is
+    // instruction that multiplies pairs of i16 (the other half is 0, or half of the sum) is
     // cheaper than a full multiplication, even twice.
     let run = if F::FORM.nibbles { 4 } else { F::FORM.sub_len / 4 };
     for first in (0..PANEL_WORDS).step_by(run) {
@@ -246,7 +251,10 @@ fn long_block<S: Simd, F: BlockFormat, const T: usize>(
                 sum[t] = dot::<S, F>(s, sum[t], q, s.splat(words[t][word]));
             }
         }
-        let sc = panel.sc[first / (F::FORM.sub_len / 4)];
+        let mut sc = panel.sc[first / (F::FORM.sub_len / 4)];
+        if F::FORM.nibbles && S::NIBBLE_HALVES {
+            sc = s.or(sc, s.shl::<16>(sc));
+        }
         for t in 0..T {
             total[t] = if F::FORM.nibbles {
                 s.dot_pairs(total[t], sum[t], sc)
@@ -274,5 +282,11 @@ fn long_block<S: Simd, F: BlockFormat, const T: usize>(
 /// The dot product of four columns that the format's range of `q` asks for.
 #[inline(always)]
 fn dot<S: Simd, F: BlockFormat>(s: S, acc: S::U, q: S::U, x: S::U) -> S::U {
-    if F::FORM.full_range { s.dot_full(acc, q, x) } else { s.dot(acc, q, x) }
+    if F::FORM.full_range {
+        s.dot_full(acc, q, x)
+    } else if F::FORM.nibbles {
+        s.dot_nibbles(acc, q, x)
+    } else {
+        s.dot(acc, q, x)
+    }
 }
