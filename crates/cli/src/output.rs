@@ -15,8 +15,6 @@ pub(crate) enum Style {
     Dim,
     /// What is good.
     Green,
-    /// What wants attention.
-    Yellow,
     /// What went wrong.
     Red,
 }
@@ -27,7 +25,6 @@ pub(crate) fn styled(text: &str, style: Style, colours: bool) -> String {
         Style::Bold => 1,
         Style::Dim => 2,
         Style::Green => 32,
-        Style::Yellow => 33,
         Style::Red => 31,
     };
     if colours { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }

@@ -23,8 +23,11 @@ pub(crate) struct RunArgs {
     /// Standing instructions for the model
     #[arg(long, short, value_name = "TEXT")]
     pub(crate) system: Option<String>,
-    /// Give the prompt to the model as it is, without its chat template
-    #[arg(long)]
+    /// Chat template instead of the model's: chatml, llama3, mistral … or a Jinja file
+    #[arg(long, value_name = "NAME|FILE")]
+    pub(crate) template: Option<String>,
+    /// Give the prompt to the model as it is, without a chat template
+    #[arg(long, conflicts_with = "template")]
     pub(crate) no_template: bool,
     /// Print one JSON object with text, token counts and timings
     #[arg(long)]

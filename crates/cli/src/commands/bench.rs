@@ -148,7 +148,7 @@ impl Test {
             return None;
         }
         let rate = self.median() * facts.bytes_per_token as f64;
-        Some((rate, facts.limits.as_ref().map(|limits| rate / limits.read_bytes_per_second)))
+        Some((rate, facts.limits.as_ref().map(|limits| rate / limits.read_bytes)))
     }
 
     fn kind_name(&self) -> &'static str {
@@ -187,9 +187,9 @@ fn to_json(tests: &[Test], facts: &Facts) -> Value {
         "machine": {
             "threads": facts.threads,
             "isa": isa::current().name(),
-            "read_bytes_per_second": limits.map(|l| l.read_bytes_per_second),
-            "int8_ops_per_second": limits.map(|l| l.int8_ops_per_second),
-            "f32_ops_per_second": limits.map(|l| l.f32_ops_per_second),
+            "read_bytes_per_second": limits.map(|l| l.read_bytes),
+            "int8_ops_per_second": limits.map(|l| l.int8_ops),
+            "f32_ops_per_second": limits.map(|l| l.f32_ops),
         },
         "model": {
             "path": facts.path,
@@ -233,9 +233,9 @@ fn print_table(tests: &[Test], facts: &Facts, colours: bool) -> Result<()> {
     if let Some(limits) = &facts.limits {
         dim(format!(
             "this machine reads {}/s and does {:.2} int8 and {:.2} f32 teraops/s",
-            size(limits.read_bytes_per_second as u64),
-            limits.int8_ops_per_second / 1e12,
-            limits.f32_ops_per_second / 1e12
+            size(limits.read_bytes as u64),
+            limits.int8_ops / 1e12,
+            limits.f32_ops / 1e12
         ));
     }
     print(&text)

@@ -77,7 +77,7 @@ fn header(rows: usize, cols: usize) -> Vec<u8> {
         "logits": { "dtype": "F32", "shape": [rows, cols], "data_offsets": [0, bytes] },
     })
     .to_string();
-    while text.len() % 8 != 0 {
+    while !text.len().is_multiple_of(8) {
         text.push(' ');
     }
     let mut header = (text.len() as u64).to_le_bytes().to_vec();

@@ -213,7 +213,12 @@ impl Chat<'_> {
     }
 
     fn try_answer(&mut self) -> Result<()> {
-        let tokens = self.session.chat_tokens(&self.messages())?;
+        let tokens = match self.turns.last() {
+            Some(turn) if self.args.no_template => {
+                self.session.plain_tokens(turn["content"].as_str().unwrap_or_default())?
+            }
+            _ => self.session.chat_tokens(&self.messages())?,
+        };
         let question = question(self.args, self.session, tokens);
         let mut printer = Printer::new(self.args.raw, false);
         let answer = ask(self.session, question, &mut printer)?;

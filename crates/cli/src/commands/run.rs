@@ -1,11 +1,13 @@
 //! `moeba run`: one answer, or a chat.
 
-use std::io::{self, IsTerminal, Write};
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal, Write as _};
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use moeba_engine::SamplingParams;
-use moeba_text::message;
+use moeba_text::{BUILT_IN_NAMES, message};
 use serde_json::{Value, json};
 
 use super::repl;
@@ -57,10 +59,25 @@ fn load(args: &RunArgs, settings: &Settings) -> Result<Session> {
     };
     let mut session = Session::load(&plan, settings)?;
     session.advice = session.advice.or(resolved.advice);
+    if let Some(template) = &args.template {
+        set_template(&mut session, template)?;
+    }
     if settings.voice.chatty {
         session.notes.iter().for_each(|remark| note(&format!("note: {remark}")));
     }
     Ok(session)
+}
+
+/// Takes `--template`: the name of one of ours, else a file.
+fn set_template(session: &mut Session, name_or_file: &str) -> Result<()> {
+    if BUILT_IN_NAMES.contains(&name_or_file) {
+        return session.set_template(name_or_file);
+    }
+    let source = super::text_of(None, Some(Path::new(name_or_file))).with_context(|| {
+        let names = BUILT_IN_NAMES.join(", ");
+        format!("`{name_or_file}` is neither a template's file nor one of {names}")
+    })?;
+    session.set_template(&source)
 }
 
 fn one_shot(args: &RunArgs, settings: &Settings, session: &Session, prompt: &str) -> Result<()> {
@@ -177,7 +194,8 @@ pub(super) fn figures(answer: &Answer) -> String {
         (summary.timings.queued + summary.timings.prompt).as_secs_f64(),
     );
     if summary.expert_bytes > 0 {
-        line += &format!(" | {} of expert weights per token", size(expert_bytes_per_token(answer)));
+        let bytes = size(expert_bytes_per_token(answer));
+        let _ = write!(line, " | {bytes} of expert weights per token");
     }
     let end = match answer.end {
         End::Length => " | cut at the limit",

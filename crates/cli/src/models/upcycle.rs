@@ -250,7 +250,9 @@ fn write_noisy(out: &mut Output, matrix: &Matrix, noise: f32, mut random: Random
     let spread = noise * (squares / numbers.max(1) as f64).sqrt() as f32;
     for bytes in matrix.bytes.chunks_exact(row_bytes) {
         matrix.dtype.decode_row(bytes, &mut row);
-        row.iter_mut().for_each(|x| *x += spread * random.normal());
+        for x in &mut row {
+            *x += spread * random.normal();
+        }
         matrix.dtype.encode_row(&row, &mut encoded);
         out.append(&encoded)?;
     }

@@ -103,9 +103,12 @@ impl Session {
         Ok(template.encode(&self.words.tokenizer, &input)?)
     }
 
-    /// Whether the model can chat.
-    pub(crate) fn has_template(&self) -> bool {
-        self.words.template.is_some()
+    /// Uses another chat template: one of ours by name, or the text of one.
+    ///
+    /// # Errors
+    /// If it is no template.
+    pub(crate) fn set_template(&mut self, name_or_source: &str) -> Result<()> {
+        self.words.set_template(name_or_source)
     }
 
     /// Tokens of a text as it is, beginning as the model's texts begin.

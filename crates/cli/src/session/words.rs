@@ -1,8 +1,5 @@
 //! Tokenizer and chat template of a model, found wherever its files keep them.
 
-use std::fs;
-use std::io::Read;
-use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -10,7 +7,7 @@ use moeba_model::files::{Container, Metadata, ModelFiles};
 use moeba_text::{ChatTemplate, GgufVocabulary, Tokenizer};
 use serde_json::Value as Json;
 
-/// Longest text file of a model directory worth reading; the largest tokenizer has some 30 MB.
+/// Longest text file of a model directory worth reading; the largest tokenizers have some 30 MB.
 const TEXT_FILE_BYTES_MAX: u64 = 256 << 20;
 
 /// How a model reads and writes.
@@ -22,6 +19,18 @@ pub(crate) struct Words {
 }
 
 impl Words {
+    /// Uses another template: one of ours by name, or the text of one.
+    ///
+    /// # Errors
+    /// If it is no template.
+    pub(crate) fn set_template(&mut self, name_or_source: &str) -> Result<()> {
+        self.template = Some(match ChatTemplate::built_in(name_or_source) {
+            Some(template) => template,
+            None => ChatTemplate::new(name_or_source)?,
+        });
+        Ok(())
+    }
+
     /// Finds them.
     ///
     /// # Errors
@@ -29,9 +38,9 @@ impl Words {
     pub(crate) fn of_files(files: &ModelFiles) -> Result<Self> {
         let (mut tokenizer, template) = match files.container {
             Container::Gguf => of_gguf(&files.metadata).with_context(|| {
-                format!("cannot use the vocabulary of {}", files.path.display())
+                format!("cannot use the vocabulary in `{}`", files.path.display())
             })?,
-            Container::HuggingFace => of_directory(&files.path)?,
+            Container::HuggingFace => of_directory(files)?,
         };
         if let Some(generation) = &files.generation {
             tokenizer.add_end_of_generation(&end_tokens(generation));
@@ -59,11 +68,8 @@ fn of_gguf(metadata: &Metadata) -> Result<(Tokenizer, Option<ChatTemplate>)> {
 
 /// The keys of a GGUF vocabulary, as they stand in the file.
 fn vocabulary(metadata: &Metadata) -> Result<GgufVocabulary<'_>> {
-    ensure!(
-        metadata.contains("tokenizer.ggml.model"),
-        "`{}` contains no tokenizer",
-        metadata.file().display()
-    );
+    let model = metadata.read_or("tokenizer.ggml.model", "none")?;
+    ensure!(!matches!(model, "none" | "no_vocab"), "it has no tokenizer");
     let bytes = |key: &str| -> Result<Vec<&[u8]>> {
         let texts = metadata.read_optional::<Vec<&str>>(key)?.unwrap_or_default();
         Ok(texts.into_iter().map(str::as_bytes).collect())
@@ -74,7 +80,7 @@ fn vocabulary(metadata: &Metadata) -> Result<GgufVocabulary<'_>> {
         end_of_generation.extend(id(key)?);
     }
     Ok(GgufVocabulary {
-        model: metadata.str("tokenizer.ggml.model")?,
+        model,
         pre: metadata.read_optional("tokenizer.ggml.pre")?,
         tokens: bytes("tokenizer.ggml.tokens")?,
         scores: metadata.read_optional("tokenizer.ggml.scores")?.unwrap_or_default(),
@@ -91,44 +97,39 @@ fn vocabulary(metadata: &Metadata) -> Result<GgufVocabulary<'_>> {
     })
 }
 
-fn of_directory(dir: &Path) -> Result<(Tokenizer, Option<ChatTemplate>)> {
-    let config = match read_text(&dir.join("tokenizer_config.json"))? {
-        Some(text) => serde_json::from_str(&text)
-            .with_context(|| format!("`{}/tokenizer_config.json` is no JSON", dir.display()))?,
-        None => Json::Null,
-    };
-    let tokenizer = if let Some(text) = read_text(&dir.join("tokenizer.json"))? {
-        tokenizer_json(&text, &config)
-    } else if let Some(text) = read_text(&dir.join("tekken.json"))? {
-        tekken(&text)
+fn of_directory(files: &ModelFiles) -> Result<(Tokenizer, Option<ChatTemplate>)> {
+    let read = |name: &str| files.companion(name, TEXT_FILE_BYTES_MAX);
+    let config = read("tokenizer_config.json")?;
+    let tokenizer: Result<Tokenizer> = if let Some(_json) = read("tokenizer.json")? {
+        Err(anyhow::anyhow!("tokenizer.json comes with a later change"))
+    } else if let Some(_json) = read("tekken.json")? {
+        Err(anyhow::anyhow!("tekken.json comes with a later change"))
     } else {
-        bail!("`{}` has neither `tokenizer.json` nor `tekken.json`", dir.display());
+        let dir = files.path.display();
+        bail!("`{dir}` has no tokenizer: neither `tokenizer.json` nor `tekken.json`");
     };
-    let tokenizer =
-        tokenizer.with_context(|| format!("cannot use the tokenizer in `{}`", dir.display()))?;
-    let template = template_source(dir, &config)?;
+    let tokenizer = tokenizer
+        .with_context(|| format!("cannot use the tokenizer in `{}`", files.path.display()))?;
+    let template = template_source(files, config.as_deref())?;
     let template = template.as_deref().map(ChatTemplate::new).transpose()?;
     Ok((tokenizer, template))
 }
 
-fn tokenizer_json(_text: &str, _config: &Json) -> Result<Tokenizer> {
-    bail!("tokenizer.json comes with a later change")
-}
-
-fn tekken(_text: &str) -> Result<Tokenizer> {
-    bail!("tekken.json comes with a later change")
-}
-
 /// The chat template of a directory: a file of its own, or a part of the tokenizer's settings.
-fn template_source(dir: &Path, config: &Json) -> Result<Option<String>> {
-    if let Some(text) = read_text(&dir.join("chat_template.jinja"))? {
+fn template_source(files: &ModelFiles, config: Option<&[u8]>) -> Result<Option<String>> {
+    if let Some(text) = files.companion("chat_template.jinja", TEXT_FILE_BYTES_MAX)? {
+        let text = String::from_utf8(text).context("`chat_template.jinja` is not UTF-8")?;
         return Ok(Some(text));
     }
-    if let Some(text) = read_text(&dir.join("chat_template.json"))? {
-        let json: Json = serde_json::from_str(&text).context("`chat_template.json` is no JSON")?;
-        return Ok(named_template(&json["chat_template"]));
-    }
-    Ok(named_template(&config["chat_template"]))
+    let own = files.companion("chat_template.json", TEXT_FILE_BYTES_MAX)?;
+    let (name, json) = match (&own, config) {
+        (Some(own), _) => ("chat_template.json", &own[..]),
+        (None, Some(config)) => ("tokenizer_config.json", config),
+        (None, None) => return Ok(None),
+    };
+    let json: Json =
+        serde_json::from_slice(json).with_context(|| format!("`{name}` is no JSON"))?;
+    Ok(named_template(&json["chat_template"]))
 }
 
 /// A template as a string, or the one called `default` of a list.
@@ -141,23 +142,4 @@ fn named_template(value: &Json) -> Option<String> {
     let is_default = |entry: &&Json| entry["name"] == "default";
     let entry = list.iter().find(is_default).or(list.first())?;
     entry["template"].as_str().map(str::to_owned)
-}
-
-/// A text file, `None` where there is none.
-fn read_text(path: &Path) -> Result<Option<String>> {
-    let in_path = || format!("cannot read `{}`", path.display());
-    // Looked at before it is opened: opening a pipe would wait for a writer.
-    match fs::metadata(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error).with_context(in_path),
-        Ok(about) => ensure!(
-            about.is_file() && about.len() <= TEXT_FILE_BYTES_MAX,
-            "`{}` is no regular file of at most {TEXT_FILE_BYTES_MAX} bytes",
-            path.display()
-        ),
-    }
-    let file = fs::File::open(path).with_context(in_path)?;
-    let mut text = String::new();
-    file.take(TEXT_FILE_BYTES_MAX).read_to_string(&mut text).with_context(in_path)?;
-    Ok(Some(text))
 }

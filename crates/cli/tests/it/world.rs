@@ -1,7 +1,8 @@
 //! A world of a test's own: a home for models, a clean environment, and servers on loopback.
 
+use std::fmt::Write as _;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -156,9 +157,9 @@ impl Answer {
     fn send(&self, mut stream: TcpStream) -> std::io::Result<()> {
         let mut head = format!("HTTP/1.1 {} X\r\nconnection: close\r\n", self.status);
         for (name, value) in &self.headers {
-            head += &format!("{name}: {value}\r\n");
+            write!(head, "{name}: {value}\r\n").unwrap();
         }
-        head += &format!("content-length: {}\r\n\r\n", self.body.len());
+        write!(head, "content-length: {}\r\n\r\n", self.body.len()).unwrap();
         stream.write_all(head.as_bytes())?;
         stream.write_all(&self.body[..self.cut.unwrap_or(self.body.len())])?;
         if self.hangs {
@@ -231,5 +232,8 @@ pub(crate) fn noise(len: usize) -> Vec<u8> {
 }
 
 pub(crate) fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(bytes).iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").unwrap();
+        text
+    })
 }
