@@ -40,21 +40,3 @@ impl From<KvType> for moeba_kernels::attention::KvDType {
         }
     }
 }
-
-/// What this machine can do in a second at best, measured.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits {
-    /// Bytes that all workers together read from memory.
-    pub(crate) read_bytes: f64,
-    /// Multiplications and additions of 8-bit integers.
-    pub(crate) int8_ops: f64,
-    /// Multiplications and additions of single floats.
-    pub(crate) f32_ops: f64,
-}
-
-impl Limits {
-    /// Measures for about a second.
-    pub(crate) fn measure(_pool: &Pool) -> Option<Self> {
-        None
-    }
-}

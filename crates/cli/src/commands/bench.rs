@@ -9,11 +9,12 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use moeba_kernels::isa;
 use moeba_kernels::pool::Pool;
+use moeba_kernels::probe::{self, MachineLimits};
 use moeba_model::{LoadOptions, Model};
 use serde_json::{Value, json};
 
 use crate::args::BenchArgs;
-use crate::machine::{self, Limits};
+use crate::machine;
 use crate::models::Library;
 use crate::output::{Style, print, print_json, size, styled, table};
 use crate::progress::Progress;
@@ -43,7 +44,7 @@ struct Facts {
     family: &'static str,
     bytes_per_token: u64,
     threads: usize,
-    limits: Option<Limits>,
+    limits: Option<MachineLimits>,
 }
 
 /// Runs the command.
@@ -90,12 +91,12 @@ fn tests(args: &BenchArgs) -> Vec<Test> {
     prefill.chain(decode).filter(|test| test.tokens > 0).collect()
 }
 
-fn measure_machine(args: &BenchArgs, settings: &Settings, pool: &Pool) -> Option<Limits> {
+fn measure_machine(args: &BenchArgs, settings: &Settings, pool: &Pool) -> Option<MachineLimits> {
     if args.no_machine {
         return None;
     }
     let waiting = Progress::new(settings.voice).wait("measuring the machine");
-    let limits = Limits::measure(pool);
+    let limits = probe::measure(pool).ok();
     waiting.clear();
     limits
 }
@@ -148,7 +149,7 @@ impl Test {
             return None;
         }
         let rate = self.median() * facts.bytes_per_token as f64;
-        Some((rate, facts.limits.as_ref().map(|limits| rate / limits.read_bytes)))
+        Some((rate, facts.limits.as_ref().map(|limits| rate / limits.read_bytes_per_s_best)))
     }
 
     fn kind_name(&self) -> &'static str {
@@ -187,9 +188,9 @@ fn to_json(tests: &[Test], facts: &Facts) -> Value {
         "machine": {
             "threads": facts.threads,
             "isa": isa::current().name(),
-            "read_bytes_per_second": limits.map(|l| l.read_bytes),
-            "int8_ops_per_second": limits.map(|l| l.int8_ops),
-            "f32_ops_per_second": limits.map(|l| l.f32_ops),
+            "read_bytes_per_second": limits.map(|l| l.read_bytes_per_s_best),
+            "int8_ops_per_second": limits.map(|l| l.int8_ops_per_s_best),
+            "f32_ops_per_second": limits.map(|l| l.f32_ops_per_s_best),
         },
         "model": {
             "path": facts.path,
@@ -233,9 +234,9 @@ fn print_table(tests: &[Test], facts: &Facts, colours: bool) -> Result<()> {
     if let Some(limits) = &facts.limits {
         dim(format!(
             "this machine reads {}/s and does {:.2} int8 and {:.2} f32 teraops/s",
-            size(limits.read_bytes as u64),
-            limits.int8_ops / 1e12,
-            limits.f32_ops / 1e12
+            size(limits.read_bytes_per_s_best as u64),
+            limits.int8_ops_per_s_best / 1e12,
+            limits.f32_ops_per_s_best / 1e12
         ));
     }
     print(&text)

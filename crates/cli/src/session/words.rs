@@ -100,10 +100,10 @@ fn vocabulary(metadata: &Metadata) -> Result<GgufVocabulary<'_>> {
 fn of_directory(files: &ModelFiles) -> Result<(Tokenizer, Option<ChatTemplate>)> {
     let read = |name: &str| files.companion(name, TEXT_FILE_BYTES_MAX);
     let config = read("tokenizer_config.json")?;
-    let tokenizer: Result<Tokenizer> = if let Some(_json) = read("tokenizer.json")? {
-        Err(anyhow::anyhow!("tokenizer.json comes with a later change"))
-    } else if let Some(_json) = read("tekken.json")? {
-        Err(anyhow::anyhow!("tekken.json comes with a later change"))
+    let tokenizer = if let Some(json) = read("tokenizer.json")? {
+        Tokenizer::from_tokenizer_json(&json, config.as_deref())
+    } else if let Some(json) = read("tekken.json")? {
+        Tokenizer::from_tekken(&json)
     } else {
         let dir = files.path.display();
         bail!("`{dir}` has no tokenizer: neither `tokenizer.json` nor `tekken.json`");
