@@ -9,6 +9,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::ColorChoice;
+use moeba_kernels::activations::Precision;
+use moeba_model::LoadOptions;
 
 use crate::args::{GlobalArgs, IsaChoice};
 
@@ -19,6 +21,8 @@ pub(crate) struct Settings {
     pub(crate) threads: Option<usize>,
     /// Instruction set to use, if the user said so.
     pub(crate) isa: Option<IsaChoice>,
+    /// How finely the inputs of quantised weights are rounded.
+    pub(crate) precision: Precision,
     /// Where models are kept: one folder each.
     pub(crate) models_dir: PathBuf,
     /// The user's own catalogue; it need not exist.
@@ -54,6 +58,11 @@ pub(crate) struct Voice {
 }
 
 impl Settings {
+    /// How models are loaded.
+    pub(crate) fn load_options(&self) -> LoadOptions {
+        LoadOptions { precision: self.precision, ..LoadOptions::default() }
+    }
+
     /// Resolves flags and environment.
     ///
     /// # Errors
@@ -78,6 +87,7 @@ impl Settings {
         };
         Ok(Self {
             threads: flags.threads.map(Into::into),
+            precision: flags.activations.into(),
             isa: flags.isa,
             models_dir: cache_dir.join("models"),
             catalogue_file: config_dir.join("models.toml"),

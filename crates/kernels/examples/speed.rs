@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use rustix::time::{ClockId, clock_gettime};
 
-use moeba_kernels::activations::{ActKinds, Activations};
+use moeba_kernels::activations::{ActKinds, Activations, Precision};
 use moeba_kernels::dtype::{DType, FORMATS};
 use moeba_kernels::isa::Isa;
 use moeba_kernels::matmul::{Job, Rows, matmul_with};
@@ -150,7 +150,7 @@ fn measure(
     let rows = (rows / tokens.div_ceil(4)).next_multiple_of(64).min(rows);
     let bytes = &region[..rows * row_bytes];
     let x: Vec<f32> = (0..tokens * COLS).map(|i| (i % 97) as f32 - 48.0).collect();
-    let mut input = Activations::with_capacity(tokens, COLS);
+    let mut input = Activations::with_capacity(tokens, COLS, Precision::Eight);
     input.set(pool, &x, tokens, COLS, ActKinds::I8X32 | ActKinds::I8X256);
     let mut output = vec![0f32; tokens * rows];
     let (mut reads, mut speeds, mut ratios) = (Vec::new(), Vec::new(), Vec::new());

@@ -6,6 +6,12 @@
 //! `scale = amax / 127`; a block whose `127 / amax` overflows (or is all zero) becomes zeros.
 //! A block holding an infinity or a NaN gets scale NaN, so that what follows is visibly broken
 //! instead of quietly wrong. Sums of `q` serve the formats whose weights have a minimum.
+//!
+//! Eight bits are what other engines use, and they are the largest error of a forward pass
+//! (`docs/lab/2026-11-22-parity.md`). With [`Precision::Sixteen`] what the rounding left over,
+//! `x - scale * q`, is rounded to a second row of i8 with scales of its own. Products then see two
+//! input rows, multiply both by weights that were unpacked once, and add the two results: the
+//! integers stay 8 bits wide and exact, and the error shrinks by a factor of about 250.
 
 use std::ops::{BitOr, Range};
 
@@ -50,20 +56,44 @@ impl BitOr for ActKinds {
     }
 }
 
+/// How finely inputs of quantised weights are rounded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// 8 bits with one scale per block, as other engines do: the fastest.
+    Eight,
+    /// Twice 8 bits: what the first rounding left over is kept as well.
+    #[default]
+    Sixteen,
+}
+
+impl Precision {
+    /// Rows of i8 that one input row becomes.
+    pub fn limbs(self) -> usize {
+        match self {
+            Self::Eight => 1,
+            Self::Sixteen => LIMBS_MAX,
+        }
+    }
+}
+
+/// Rows of i8 of one input row, at most.
+pub(crate) const LIMBS_MAX: usize = 2;
+
 /// Input rows `[rows, cols]`, as floats and as integers. Made once, filled for every product.
 #[derive(Debug)]
 pub struct Activations {
+    precision: Precision,
     rows: usize,
     cols: usize,
     rows_max: usize,
     cols_max: usize,
     kinds: ActKinds,
     floats: Vec<f32>, // [rows, stride]
-    short: Quantised, // blocks of 32
-    long: Quantised,  // blocks of 256
+    short: Quantised, // [rows, limbs], blocks of 32
+    long: Quantised,  // [rows, limbs], blocks of 256
 }
 
-/// Rows as i8 in blocks of one length.
+/// Rows as i8 in blocks of one length; a row here is one limb of an input row.
 #[derive(Debug)]
 struct Quantised {
     block_len: usize,
@@ -127,17 +157,20 @@ impl Quantised {
 }
 
 impl Activations {
-    /// Room for `rows_max` rows of up to `cols_max` columns. Nothing is allocated later.
-    pub fn with_capacity(rows_max: usize, cols_max: usize) -> Self {
+    /// Room for `rows_max` rows of up to `cols_max` columns, rounded as finely as `precision`
+    /// says. Nothing is allocated later.
+    pub fn with_capacity(rows_max: usize, cols_max: usize, precision: Precision) -> Self {
+        let limbs = rows_max * precision.limbs();
         Self {
+            precision,
             rows: 0,
             cols: 0,
             rows_max,
             cols_max,
             kinds: ActKinds::F32,
             floats: vec![0.0; rows_max * stride(cols_max)],
-            short: Quantised::with_capacity(32, rows_max, cols_max),
-            long: Quantised::with_capacity(256, rows_max, cols_max),
+            short: Quantised::with_capacity(32, limbs, cols_max),
+            long: Quantised::with_capacity(256, limbs, cols_max),
         }
     }
 
@@ -160,6 +193,11 @@ impl Activations {
         self.cols
     }
 
+    /// How finely rows are rounded.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
     /// The quantised forms last asked for.
     pub fn kinds(&self) -> ActKinds {
         self.kinds
@@ -178,6 +216,7 @@ impl Activations {
             x,
             cols,
             kinds,
+            limbs: self.precision.limbs(),
             stride: stride(cols),
             floats: Disjoint::new(&mut self.floats),
             short: Parts::new(&mut self.short),
@@ -202,11 +241,17 @@ impl Activations {
         &self.floats[row * stride + col..(row + 1) * stride]
     }
 
-    /// Row `row` as integers in blocks of `block_len`, from column `col` (a block's first) on.
+    /// One limb of row `row` as integers in blocks of `block_len`, from column `col` (a block's
+    /// first) on.
     #[inline]
-    pub(crate) fn quantised(&self, block_len: usize, row: usize, col: usize) -> QuantisedRow<'_> {
+    pub(crate) fn quantised(
+        &self,
+        block_len: usize,
+        (row, limb): (usize, usize),
+        col: usize,
+    ) -> QuantisedRow<'_> {
         let form = if block_len == 32 { &self.short } else { &self.long };
-        form.row(row, col, stride(self.cols))
+        form.row(row * self.precision.limbs() + limb, col, stride(self.cols))
     }
 }
 
@@ -232,6 +277,7 @@ pub(crate) struct Fill<'a> {
     x: &'a [f32], // [rows, cols]
     cols: usize,
     kinds: ActKinds,
+    limbs: usize,
     stride: usize,
     floats: Disjoint<'a, f32>,
     short: Parts<'a>,
@@ -249,27 +295,27 @@ impl Fill<'_> {
             let floats = unsafe { self.floats.piece(first..first + self.stride) };
             floats[..self.cols].copy_from_slice(x);
             floats[self.cols..].fill(0.0);
+            let first = first * self.limbs;
             if self.kinds.contains(ActKinds::I8X32) {
-                fill_row::<32, SHORT_SUM_WORDS>(floats, first, &self.short, |q, sums| {
-                    sums[0] = q.iter().map(|&q| i32::from(q)).sum::<i32>() as u32;
-                });
+                fill_row::<32, SHORT_SUM_WORDS>(floats, first, self.limbs, &self.short, short_sum);
             }
             if self.kinds.contains(ActKinds::I8X256) {
-                fill_row::<256, LONG_SUM_WORDS>(floats, first, &self.long, long_sums);
+                fill_row::<256, LONG_SUM_WORDS>(floats, first, self.limbs, &self.long, long_sums);
             }
         }
     }
 }
 
-/// Quantises one row, block by block.
+/// Quantises one row, block by block, into its `limbs` rows of i8 from element `first` on.
 #[inline(always)]
 fn fill_row<const B: usize, const SUMS: usize>(
     floats: &[f32],
     first: usize,
+    limbs: usize,
     parts: &Parts<'_>,
     sum: impl Fn(&[i8; B], &mut [u32]),
 ) {
-    let end = first + floats.len();
+    let end = first + limbs * floats.len();
     let blocks = first / B..end / B;
     // SAFETY: these are the row's own words, and `set` gives every row to exactly one worker.
     let words = unsafe { parts.words.piece(first / 4..end / 4) };
@@ -279,12 +325,19 @@ fn fill_row<const B: usize, const SUMS: usize>(
     let sums = unsafe { parts.sums.piece(blocks.start * SUMS..blocks.end * SUMS) };
     let (blocks, _) = floats.as_chunks::<B>();
     for (index, block) in blocks.iter().enumerate() {
-        let (q, scale) = quantise(block);
-        scales[index] = scale;
-        sum(&q, &mut sums[index * SUMS..(index + 1) * SUMS]);
-        let (fours, _) = q.as_chunks::<4>();
-        for (word, four) in words[index * B / 4..].iter_mut().zip(fours) {
-            *word = u32::from_le_bytes(four.map(|q| q as u8));
+        let mut left = *block;
+        for limb in 0..limbs {
+            let index = limb * blocks.len() + index;
+            let (q, scale) = quantise(&left);
+            scales[index] = scale;
+            sum(&q, &mut sums[index * SUMS..(index + 1) * SUMS]);
+            let (fours, _) = q.as_chunks::<4>();
+            for (word, four) in words[index * B / 4..].iter_mut().zip(fours) {
+                *word = u32::from_le_bytes(four.map(|q| q as u8));
+            }
+            for (left, q) in left.iter_mut().zip(q) {
+                *left -= f32::from(q) * scale;
+            }
         }
     }
 }
@@ -312,6 +365,12 @@ fn quantise<const B: usize>(x: &[f32; B]) -> ([i8; B], f32) {
         return ([0; B], 0.0);
     }
     (x.map(|x| (x * inverse + ROUND).to_bits() as u8 as i8), amax / 127.0)
+}
+
+/// The sum of a short block.
+#[inline(always)]
+fn short_sum(q: &[i8; 32], sums: &mut [u32]) {
+    sums[0] = q.iter().map(|&q| i32::from(q)).sum::<i32>() as u32;
 }
 
 /// Two sums as the i16 halves of a word.

@@ -28,6 +28,7 @@ pub mod workspace;
 use std::ops::Range;
 use std::path::Path;
 
+use moeba_kernels::activations::Precision;
 use moeba_kernels::pool::Pool;
 
 use crate::batch::{BLOCK_TOKENS, Batch};
@@ -55,6 +56,8 @@ pub struct LoadOptions {
     pub layers: Option<Range<usize>>,
     /// How attention scores are scaled in families whose sources disagree.
     pub softmax_scale: SoftmaxScale,
+    /// How finely the inputs of quantised weights are rounded.
+    pub precision: Precision,
 }
 
 /// How attention scores are scaled where YaRN stretches the context and sources disagree.
@@ -79,6 +82,7 @@ pub struct Model {
     pub(crate) head: Linear,
     pub(crate) ropes: Ropes,
     pub(crate) experts: Box<dyn ExpertStore>,
+    precision: Precision,
     notes: Vec<String>,
     unused: Vec<String>,
 }
@@ -147,6 +151,7 @@ impl Model {
             head: Linear { weight: head, bias: None },
             ropes,
             experts: Box::new(Resident::new(experts)),
+            precision: options.precision,
             notes: files.notes.iter().cloned().chain(notes).collect(),
             unused: loader.unused(),
             spec,
@@ -156,6 +161,11 @@ impl Model {
     /// What the model computes.
     pub fn spec(&self) -> &ModelSpec {
         &self.spec
+    }
+
+    /// How finely the inputs of quantised weights are rounded.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// Remarks on how the checkpoint was understood.

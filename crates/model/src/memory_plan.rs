@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use moeba_kernels::activations::Precision;
 use moeba_kernels::attention::{BLOCK_TOKENS, KvDType};
 
 use crate::kv::KvCache;
@@ -21,6 +22,8 @@ pub struct Demand {
     pub logit_rows_max: usize,
     /// Workers of the pool.
     pub threads: usize,
+    /// How finely the inputs of quantised weights are rounded.
+    pub precision: Precision,
 }
 
 /// Bytes by what they are for.
@@ -69,6 +72,7 @@ impl MemoryPlan {
                 demand.threads,
                 demand.tokens_max,
                 demand.logit_rows_max,
+                demand.precision,
             ),
         };
         if plan.total() <= have {

@@ -7,6 +7,7 @@ mod inference;
 mod models;
 
 use clap::{Args, ColorChoice, Parser, Subcommand, ValueEnum};
+use moeba_kernels::activations::Precision;
 
 pub(crate) use inference::{BenchArgs, LogitsArgs, RunArgs, SamplingArgs, TokenizeArgs};
 pub(crate) use models::{InspectArgs, ListArgs, PullArgs, UpcycleArgs};
@@ -42,6 +43,16 @@ pub(crate) struct GlobalArgs {
     /// Instruction set to use [default: the best this CPU has]
     #[arg(long, global = true, env = "MOEBA_ISA", value_name = "ISA")]
     pub(crate) isa: Option<IsaChoice>,
+    /// Bits that inputs of quantised weights are rounded to: 8 makes prompts faster, 16 answers
+    /// nearer to what the weights say
+    #[arg(
+        long,
+        global = true,
+        env = "MOEBA_ACTIVATIONS",
+        default_value = "16",
+        value_name = "BITS"
+    )]
+    pub(crate) activations: ActivationBits,
     /// When to use colours
     #[arg(long, global = true, default_value = "auto", value_name = "WHEN")]
     pub(crate) color: ColorChoice,
@@ -59,6 +70,26 @@ pub(crate) enum IsaChoice {
     Avx2,
     /// AVX-512 with VNNI
     Avx512,
+}
+
+/// How finely the inputs of quantised weights are rounded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ActivationBits {
+    /// As most engines do
+    #[value(name = "8")]
+    Eight,
+    /// Twice 8 bits
+    #[value(name = "16")]
+    Sixteen,
+}
+
+impl From<ActivationBits> for Precision {
+    fn from(bits: ActivationBits) -> Self {
+        match bits {
+            ActivationBits::Eight => Self::Eight,
+            ActivationBits::Sixteen => Self::Sixteen,
+        }
+    }
 }
 
 /// The commands.

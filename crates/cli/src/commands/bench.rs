@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 use moeba_kernels::isa;
 use moeba_kernels::pool::Pool;
 use moeba_kernels::probe::{self, MachineLimits};
-use moeba_model::{LoadOptions, Model};
+use moeba_model::Model;
 use serde_json::{Value, json};
 
 use crate::args::BenchArgs;
@@ -55,7 +55,7 @@ pub(crate) fn run(args: &BenchArgs, settings: &Settings) -> Result<()> {
     let mut tests = tests(args);
     ensure!(!tests.is_empty(), "nothing to measure: all lengths are 0");
     let path = Library::open(settings)?.resolve(args.model.as_deref())?.path;
-    let model = Model::load(&path, &LoadOptions::default())?;
+    let model = Model::load(&path, &settings.load_options())?;
     let pool = machine::pool(settings)?;
     let facts = Facts {
         path: path.display().to_string(),

@@ -63,6 +63,7 @@ impl Memory {
             tokens_max: STEP_TOKENS_MAX,
             logit_rows_max: 1,
             threads: machine::threads(settings),
+            precision: settings.precision,
         };
         let weights = inspection.weights.as_ref().map(|weights| weights.bytes_total);
         let available = cpu::ram().available as u64;

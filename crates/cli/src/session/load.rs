@@ -6,11 +6,11 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use moeba_engine::{Decoder, Engine, Limits};
 use moeba_kernels::os::cpu;
+use moeba_model::Model;
 use moeba_model::files;
 use moeba_model::kv::KvCache;
 use moeba_model::memory_plan::{Demand, MemoryPlan};
 use moeba_model::workspace::Workspace;
-use moeba_model::{LoadOptions, Model};
 
 use super::{Advice, Session, Words};
 use crate::args::KvType;
@@ -49,7 +49,7 @@ impl Session {
         }
         let words = Words::of_files(&files)?;
         let advice = Advice::of_files(&files)?;
-        let model = Model::from_files(&files, &LoadOptions::default())?;
+        let model = Model::from_files(&files, &settings.load_options())?;
         let claimed = model.spec().context_length;
         if plan.ctx_is_asked && plan.ctx > claimed {
             bail!("--ctx {} is more than the model's context of {claimed} tokens", plan.ctx);
@@ -61,6 +61,7 @@ impl Session {
             tokens_max: STEP_TOKENS_MAX,
             logit_rows_max: LOGIT_ROWS_MAX,
             threads: pool.threads(),
+            precision: settings.precision,
         };
         let available = cpu::ram().available as u64;
         let memory =

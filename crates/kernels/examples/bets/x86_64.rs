@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 use std::hint::black_box;
 
-use moeba_kernels::activations::{ActKinds, Activations};
+use moeba_kernels::activations::{ActKinds, Activations, Precision};
 use moeba_kernels::dtype::DType;
 use moeba_kernels::isa::Isa;
 use moeba_kernels::matmul::{Job, Rows, matmul_with};
@@ -310,7 +310,7 @@ pub(crate) fn main() {
         (0..MANY * COLS).map(|i| ((i * 104_729 % 997) as f32 - 498.0) / 498.0).collect();
     let inputs: Vec<Input> = x.chunks(COLS).map(quantise).collect();
     let pool = Pool::new(1, Pinning::None);
-    let mut input = Activations::with_capacity(MANY, COLS);
+    let mut input = Activations::with_capacity(MANY, COLS, Precision::Eight);
     input.set(&pool, &x, MANY, COLS, ActKinds::I8X256);
     for tokens in [1, MANY] {
         // The same seconds per round whatever the sizes: small ones repeat, large ones shrink.

@@ -14,8 +14,8 @@ use crate::formats::rows::{BlockRows, LookAhead};
 use crate::formats::{BlockFormat, PANEL_BLOCKS, PANEL_COLS, PANEL_WORDS, Panel};
 use crate::simd::Simd;
 
-/// Tokens that share one unpacking: their running sums and inputs should stay in the caches.
-const TOKENS: usize = 64;
+/// Rows of i8 that share one unpacking: their running sums and inputs should stay in the caches.
+const INPUTS: usize = 64;
 /// Lanes of the widest vector.
 const LANES_MAX: usize = 16;
 /// Bytes of a row's panel in the widest format: eight blocks of Q8_0.
@@ -27,26 +27,28 @@ const LOOK_AHEAD_PANELS: usize = 4;
 #[inline(always)]
 pub(crate) fn run<S: Simd, F: BlockFormat>(s: S, unit: &Unit<'_>) {
     let mut panel = Panel::new(s);
-    let mut inputs = [QuantisedRow::default(); TOKENS];
+    let mut inputs = [QuantisedRow::default(); INPUTS];
+    let limbs = unit.input.precision().limbs();
     let mut token = 0;
     while token < unit.tokens.len() {
-        let tokens = token..(token + TOKENS).min(unit.tokens.len());
-        for (input, token) in inputs.iter_mut().zip(tokens.clone()) {
-            *input = unit.input.quantised(F::BLOCK_LEN, unit.tokens.at(token), unit.input_col);
+        let tokens = token..(token + INPUTS / limbs).min(unit.tokens.len());
+        for (index, input) in inputs[..tokens.len() * limbs].iter_mut().enumerate() {
+            let row = unit.tokens.at(token + index / limbs);
+            *input = unit.input.quantised(F::BLOCK_LEN, (row, index % limbs), unit.input_col);
         }
-        let inputs = &inputs[..tokens.len()];
+        let inputs = &inputs[..tokens.len() * limbs];
         let mut first = unit.rows.start;
         while first < unit.rows.end {
             let rows = first..(first + S::LANES).min(unit.rows.end);
-            panel_rows::<S, F>(s, unit, &mut panel, rows.clone(), inputs, token);
+            panel_rows::<S, F>(s, unit, &mut panel, rows.clone(), inputs, tokens.clone());
             first = rows.end;
         }
         token = tokens.end;
     }
 }
 
-/// All columns of `rows` (at most `LANES`) for at most [`TOKENS`] inputs, the first of which is
-/// output row `token`.
+/// All columns of `rows` (at most `LANES`) for the `inputs` (at most [`INPUTS`], one or more limbs
+/// each) of output rows `tokens`.
 #[inline(always)]
 fn panel_rows<S: Simd, F: BlockFormat>(
     s: S,
@@ -54,11 +56,11 @@ fn panel_rows<S: Simd, F: BlockFormat>(
     panel: &mut Panel<S>,
     rows: Range<usize>,
     inputs: &[QuantisedRow<'_>],
-    token: usize,
+    tokens: Range<usize>,
 ) {
     let blocks_per_panel = PANEL_COLS / F::BLOCK_LEN;
     let num_blocks = unit.weight.cols() / F::BLOCK_LEN;
-    let mut acc = [s.splat_f32(0.0); TOKENS];
+    let mut acc = [s.splat_f32(0.0); INPUTS];
     let mut block = 0;
     while block < num_blocks {
         let count = blocks_per_panel.min(num_blocks - block);
@@ -66,8 +68,14 @@ fn panel_rows<S: Simd, F: BlockFormat>(
         tiles::<S, F>(s, panel, block..block + count, inputs, &mut acc);
         block += count;
     }
-    for (index, acc) in acc.into_iter().take(inputs.len()).enumerate() {
-        unit.output(token + index, rows.clone(), |out| s.store(acc, out));
+    let one = s.splat_f32(1.0);
+    for (limbs, token) in acc.chunks_exact(inputs.len() / tokens.len()).zip(tokens) {
+        // The coarse limb first, then what it left over: one order, so one result.
+        let sum = match limbs {
+            [coarse, fine] => s.fma(*fine, one, *coarse),
+            _ => limbs[0],
+        };
+        unit.output(token, rows.clone(), |out| s.store(sum, out));
     }
 }
 
@@ -135,7 +143,7 @@ fn tiles<S: Simd, F: BlockFormat>(
     panel: &Panel<S>,
     blocks: Range<usize>,
     inputs: &[QuantisedRow<'_>],
-    acc: &mut [S::F; TOKENS],
+    acc: &mut [S::F; INPUTS],
 ) {
     let mut done = 0;
     while done < inputs.len() {

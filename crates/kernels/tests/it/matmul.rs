@@ -1,6 +1,6 @@
 //! Every product, on every instruction set this machine has, against the oracle: bit for bit.
 
-use moeba_kernels::activations::{ActKinds, Activations};
+use moeba_kernels::activations::{ActKinds, Activations, Precision};
 use moeba_kernels::dtype::{DType, FORMATS};
 use moeba_kernels::isa::Isa;
 use moeba_kernels::matmul::{Job, Rows, matmul_with};
@@ -40,10 +40,22 @@ fn random_weights(random: &mut Random, dtype: DType, rows: usize, cols: usize) -
 
 /// Multiplies on every available instruction set and compares each output with the oracle.
 fn check(dtype: DType, weights: &[u8], rows: usize, x: &[f32], tokens: &Rows<'_>) {
+    for precision in [Precision::Eight, Precision::Sixteen] {
+        check_at(precision, dtype, weights, rows, (x, tokens));
+    }
+}
+
+fn check_at(
+    precision: Precision,
+    dtype: DType,
+    weights: &[u8],
+    rows: usize,
+    (x, tokens): (&[f32], &Rows<'_>),
+) {
     let cols = if rows == 0 { 512 } else { x.len() / input_rows(x, weights, dtype, rows) };
     let input_rows = x.len() / cols;
     let pool = Pool::new(2, Pinning::None);
-    let mut input = Activations::with_capacity(input_rows, cols);
+    let mut input = Activations::with_capacity(input_rows, cols, precision);
     input.set(&pool, x, input_rows, cols, all_kinds());
     let row_bytes = dtype.row_bytes(cols).unwrap();
     let picked: Vec<usize> = match tokens {
@@ -54,7 +66,8 @@ fn check(dtype: DType, weights: &[u8], rows: usize, x: &[f32], tokens: &Rows<'_>
     for &token in &picked {
         for row in 0..rows {
             let x = &x[token * cols..][..cols];
-            expected.push(oracle::product(dtype, &weights[row * row_bytes..][..row_bytes], x));
+            let row = &weights[row * row_bytes..][..row_bytes];
+            expected.push(oracle::product(dtype, row, x, precision));
         }
     }
     for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
@@ -175,7 +188,7 @@ fn jobs_share_a_region() {
     let mut random = Random::new(5);
     let pool = Pool::new(2, Pinning::None);
     let x = random_inputs(&mut random, 3 * 1024);
-    let mut input = Activations::with_capacity(4, 1100);
+    let mut input = Activations::with_capacity(4, 1100, Precision::Sixteen);
     input.set(&pool, &x, 3, 1024, all_kinds());
     for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
         let weights: Vec<Vec<u8>> = FORMATS
@@ -200,7 +213,7 @@ fn jobs_share_a_region() {
             for (index, ours) in output.iter().enumerate() {
                 let row = &weights[index % 40 * row_bytes..][..row_bytes];
                 let x = &x[index / 40 * 1024 + 512..][..256];
-                let expected = oracle::product(format.dtype, row, x);
+                let expected = oracle::product(format.dtype, row, x, Precision::Sixteen);
                 assert_eq!(ours.to_bits(), expected.to_bits(), "{} {isa} {index}", format.name);
             }
         }
@@ -277,7 +290,7 @@ fn any_number_of_threads_gives_the_same_bits() {
         let mut results: Vec<Vec<u32>> = Vec::new();
         for threads in [1, 2, 3, 7] {
             let pool = Pool::new(threads, Pinning::None);
-            let mut input = Activations::with_capacity(tokens, cols);
+            let mut input = Activations::with_capacity(tokens, cols, Precision::Sixteen);
             input.set(&pool, &x, tokens, cols, all_kinds());
             let mut output = vec![0.0; tokens * rows];
             let weight = Matrix::new(format.dtype, rows, cols, &weights);

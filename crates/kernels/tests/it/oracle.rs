@@ -1,6 +1,7 @@
 //! The arithmetic of `moeba_kernels::matmul`, written a second time as plainly as possible:
 //! one weight at a time, straight from the format's drawing, sharing no code with the crate.
 
+use moeba_kernels::activations::Precision;
 use moeba_kernels::dtype::DType;
 
 /// A small seeded generator (xorshift64*), so that tests need no dependency.
@@ -108,8 +109,27 @@ fn quantise(x: &[f32]) -> (Vec<i32>, f32) {
     (x.iter().map(|x| (x * inverse).round_ties_even() as i32).collect(), amax / 127.0)
 }
 
+/// What rounding a row of inputs to 8 bits leaves over.
+fn left_over(x: &[f32], block_len: usize) -> Vec<f32> {
+    let block = |x: &[f32]| -> Vec<f32> {
+        let (q, scale) = quantise(x);
+        x.iter().zip(q).map(|(x, q)| x - q as f32 * scale).collect()
+    };
+    x.chunks(block_len).flat_map(block).collect()
+}
+
 /// The product of one row of weights with one row of inputs.
-pub(crate) fn product(dtype: DType, row: &[u8], x: &[f32]) -> f32 {
+pub(crate) fn product(dtype: DType, row: &[u8], x: &[f32], precision: Precision) -> f32 {
+    let block_len = dtype.format().block_len;
+    let coarse = limb(dtype, row, x);
+    if block_len == 1 || precision == Precision::Eight {
+        return coarse;
+    }
+    coarse + limb(dtype, row, &left_over(x, block_len))
+}
+
+/// The product with inputs rounded to 8 bits, or not at all for float weights.
+fn limb(dtype: DType, row: &[u8], x: &[f32]) -> f32 {
     let format = dtype.format();
     if format.block_len == 1 {
         let mut weights = vec![0.0; x.len()];

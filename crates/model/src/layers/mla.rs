@@ -9,7 +9,7 @@
 //! What is per head lies head by head, `[heads, tokens, …]`, so that each head's `W_k` and `W_v`
 //! is one product over consecutive rows, and all heads are one parallel region.
 
-use moeba_kernels::activations::Activations;
+use moeba_kernels::activations::{Activations, Precision};
 use moeba_kernels::attention::{AttentionArgs, Mask, Strides, attention};
 use moeba_kernels::matmul::{Job, Rows, matmul};
 use moeba_kernels::ops;
@@ -77,7 +77,7 @@ pub(crate) struct MlaScratch {
 }
 
 impl MlaScratch {
-    pub(crate) fn new(spec: &ModelSpec, tokens: usize) -> MlaScratch {
+    pub(crate) fn new(spec: &ModelSpec, tokens: usize, precision: Precision) -> MlaScratch {
         let widest = |width: fn(&Mla) -> usize| {
             let widths = spec.layers.iter().filter_map(|layer| match &layer.mixer {
                 Mixer::Gqa(_) => None,
@@ -97,14 +97,14 @@ impl MlaScratch {
             absorbed: buffer(|m| m.num_attention_heads * m.cache_dim()),
             value: buffer(|m| m.num_attention_heads * m.v_head_dim),
             joined: buffer(|m| m.num_attention_heads * m.v_head_dim),
-            acts: Activations::with_capacity(heads * tokens, acts_width),
+            acts: Activations::with_capacity(heads * tokens, acts_width, precision),
             jobs: JobList::with_capacity(heads),
         }
     }
 
     /// Bytes of these buffers for each token of a batch.
-    pub(crate) fn bytes_per_token(spec: &ModelSpec) -> usize {
-        let one = MlaScratch::new(spec, 1);
+    pub(crate) fn bytes_per_token(spec: &ModelSpec, precision: Precision) -> usize {
+        let one = MlaScratch::new(spec, 1, precision);
         let [low, normed] = &one.low;
         let MlaScratch { query, row, nope, latent, absorbed, value, joined, acts, .. } = &one;
         let buffers = [low, normed, query, row, nope, latent, absorbed, value, joined];

@@ -7,7 +7,7 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use moeba_kernels::activations::{ActKinds, Activations};
+use moeba_kernels::activations::{ActKinds, Activations, Precision};
 use moeba_kernels::matmul::{Job, Rows};
 use moeba_kernels::ops;
 use moeba_kernels::pool::Pool;
@@ -77,7 +77,7 @@ struct Plan {
 
 impl MoeScratch {
     /// Room for the widest mixture of `spec`; nothing for a dense model.
-    pub(crate) fn new(spec: &ModelSpec, tokens: usize) -> MoeScratch {
+    pub(crate) fn new(spec: &ModelSpec, tokens: usize, precision: Precision) -> MoeScratch {
         let widest = |width: fn(&Moe) -> usize| {
             spec.layers.iter().filter_map(|l| l.ffn.moe()).map(width).max().unwrap_or(0)
         };
@@ -94,17 +94,17 @@ impl MoeScratch {
             plan: Plan::with_capacity(experts, assignments),
             routed: DenseScratch::new(routed_width, assignments),
             down: vec![0.0; assignments * spec.hidden_size],
-            routed_acts: Activations::with_capacity(assignments, routed_width),
+            routed_acts: Activations::with_capacity(assignments, routed_width, precision),
             shared: DenseScratch::new(shared_width, tokens),
             shared_down: vec![0.0; shared_tokens * spec.hidden_size],
-            shared_acts: Activations::with_capacity(shared_tokens, shared_width),
+            shared_acts: Activations::with_capacity(shared_tokens, shared_width, precision),
             jobs: JobList::with_capacity(2 * (experts.min(assignments) + 1)),
         }
     }
 
     /// Bytes of these buffers for each token of a batch.
-    pub(crate) fn bytes_per_token(spec: &ModelSpec) -> usize {
-        let one = MoeScratch::new(spec, 1);
+    pub(crate) fn bytes_per_token(spec: &ModelSpec, precision: Precision) -> usize {
+        let one = MoeScratch::new(spec, 1, precision);
         let MoeScratch { scores, ranked, weights, down, shared_down, .. } = &one;
         let networks = [&one.routed.gate, &one.routed.up, &one.shared.gate, &one.shared.up];
         let buffers = [scores, ranked, weights, down, shared_down].into_iter().chain(networks);

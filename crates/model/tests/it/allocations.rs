@@ -27,7 +27,8 @@ fn steps_allocate_nothing_and_a_workspace_takes_what_was_planned() {
         let made = measure(|| workspace = Some(Workspace::new(&model, &pool, TOKENS_MAX, 4)));
         let mut workspace = workspace.unwrap();
         let taken = made.bytes_current;
-        let planned = Workspace::num_bytes(model.spec(), pool.threads(), TOKENS_MAX, 4);
+        let (threads, precision) = (pool.threads(), model.precision());
+        let planned = Workspace::num_bytes(model.spec(), threads, TOKENS_MAX, 4, precision);
         let ratio = taken as f64 / planned as f64;
         assert!((0.9..1.1).contains(&ratio), "{}: {taken} of {planned} bytes", family.name);
 

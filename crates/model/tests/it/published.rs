@@ -1,5 +1,6 @@
 //! Parameter counts of published models, from their configurations alone.
 
+use moeba_kernels::activations::Precision;
 use moeba_kernels::attention::KvDType;
 use moeba_model::inspect::{Inspection, inspect};
 use moeba_model::kv::KvCache;
@@ -104,6 +105,7 @@ fn a_refused_plan_says_what_is_needed_what_there_is_and_what_would_fit() {
         tokens_max: 512,
         logit_rows_max: 1,
         threads: 8,
+        precision: Precision::Sixteen,
     };
     let weights = 67 << 30;
     let plan = MemoryPlan::new(&spec, weights, &demand, 128 << 30).unwrap();
