@@ -12,7 +12,7 @@ use crate::fixtures::{json, spell};
 /// end of sequences.
 pub(crate) fn byte_tokenizer(control: &[&str]) -> Tokenizer {
     let spellings: Vec<String> = (0..=255u8).map(spell).collect();
-    let mut tokens: Vec<&[u8]> = spellings.iter().map(|s| s.as_bytes()).collect();
+    let mut tokens: Vec<&[u8]> = spellings.iter().map(String::as_bytes).collect();
     tokens.extend(control.iter().map(|s| s.as_bytes()));
     let kind = |spelling: &str| match spelling {
         "<think>" | "</think>" | "<tool_call>" | "</tool_call>" => 4,

@@ -18,7 +18,7 @@ const ROW: &str = "MOEBA_TEST_ROW";
 /// Address space of a child in KiB: far below what the attacks ask for.
 const ADDRESS_SPACE_KIB: u32 = 768 << 10;
 /// Wall time for one row; tests run on busy machines and without optimisation.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_mins(5);
 
 /// Every row by name.
 const ROWS: &[(&str, fn())] = &[
@@ -118,6 +118,11 @@ fn cpu_time() -> Duration {
     Duration::from_millis(10 * (ticks(11) + ticks(12)))
 }
 
+/// Processor time since `start`.
+fn since(start: Duration) -> Duration {
+    cpu_time().saturating_sub(start)
+}
+
 /// Loads `valid_json` with one value replaced and expects a refusal that mentions `hint`.
 fn refused(pointer: &str, value: Value, hint: &str) {
     let mut json = valid_json();
@@ -126,11 +131,7 @@ fn refused(pointer: &str, value: Value, hint: &str) {
     let error = load(&json).expect_err(pointer).to_string();
     assert!(error.contains(hint), "{pointer}: `{error}` does not mention `{hint}`");
     assert!(error.len() < 600, "{error}");
-    assert!(
-        (cpu_time() - start) < Duration::from_secs(10),
-        "{pointer}: {:?}",
-        (cpu_time() - start)
-    );
+    assert!(since(start) < Duration::from_secs(10), "{pointer}: {:?}", since(start));
 }
 
 fn t1_merges() {
@@ -232,11 +233,7 @@ fn t3_patterns() {
         let start = cpu_time();
         let error = with(pattern).expect_err(pattern).to_string();
         assert!(error.contains("pre_tokenizer.pattern"), "{error}");
-        assert!(
-            (cpu_time() - start) < Duration::from_secs(2),
-            "{pattern}: {:?}",
-            (cpu_time() - start)
-        );
+        assert!(since(start) < Duration::from_secs(2), "{pattern}: {:?}", since(start));
     }
     let hostile = "a".repeat(1 << 20) + "!";
     for pattern in ["(a+)+$", "(a|aa)+$", "a.*b|a", "(a*)*b|a", r"(\s|a|\S)*c|a", "(.*)(.*)(.*)x"] {
@@ -244,11 +241,7 @@ fn t3_patterns() {
         let start = cpu_time();
         // Linear or out of steps: both are fine, quadratic is not.
         let result = tokenizer.encode(&hostile, Specials::Plain);
-        assert!(
-            (cpu_time() - start) < Duration::from_secs(10),
-            "{pattern}: {:?}",
-            (cpu_time() - start)
-        );
+        assert!(since(start) < Duration::from_secs(10), "{pattern}: {:?}", since(start));
         if let Err(error) = result {
             assert!(error.to_string().contains("steps"), "{error}");
         }
@@ -262,13 +255,11 @@ fn t3_patterns() {
 }
 
 /// The best of three runs.
-fn time(tokenizer: &Tokenizer, text: &str) -> Duration {
-    let run = || {
-        let start = cpu_time();
-        tokenizer.encode(text, Specials::Parse).unwrap();
-        cpu_time() - start
-    };
-    (0..2).map(|_| run()).min().unwrap()
+/// Seconds of processor time.
+fn time(tokenizer: &Tokenizer, text: &str) -> f64 {
+    let start = cpu_time();
+    tokenizer.encode(text, Specials::Parse).unwrap();
+    since(start).as_secs_f64()
 }
 
 fn t4_long_words() {
@@ -288,13 +279,13 @@ fn t4_long_words() {
     for (name, tokenizer) in &tokenizers {
         for text in texts {
             let half = text.repeat((bytes / 2) / text.len());
-            let small = time(tokenizer, &half).as_secs_f64();
-            let large = time(tokenizer, &half.repeat(2)).as_secs_f64();
-            eprintln!("{name:12} {text:?}: {large:.2} s for {bytes} bytes, {small:.2} s for half");
-            assert!(large < seconds_max, "{name} {text:?}: {large} seconds");
-            // Twice the text may take 2.2 times as long, and the clock's grain.
-            let linear = 2.2 * small + 0.05;
-            assert!(large < linear, "{name} {text:?}: {small} s, but {large} s for twice the text");
+            // Twice the text may take 2.2 times as long, and the clock's grain. A neighbour in the
+            // caches can spoil one measurement; what is not linear fails all of them.
+            let fits = || {
+                let [small, large] = [&half, &half.repeat(2)].map(|text| time(tokenizer, text));
+                large < seconds_max && large < 2.2 * small + 0.05
+            };
+            assert!((0..5).any(|_| fits()), "{name} {text:?}: too slow, or more than linear");
         }
     }
 }
@@ -345,6 +336,11 @@ fn t5_steps() {
         json!({"type": "BPE", "vocab": {"a": 0}, "end_of_word_suffix": "</w>"}),
         "end_of_word",
     );
+    t5_whole_files();
+}
+
+/// Files wrong as a whole rather than in one step.
+fn t5_whole_files() {
     let mut json = valid_json();
     json["truncation"] = json!({"max_length": 4, "stride": 4, "strategy": "LongestFirst"});
     assert!(load(&json).unwrap_err().to_string().contains("stride"));
@@ -398,14 +394,9 @@ fn render(source: &str, messages: usize) -> Result<String, String> {
 /// Renders and expects an error within a time that says "bounded" even on a busy machine.
 fn fails(source: &str, hint: &str) {
     let start = cpu_time();
-    eprintln!("{} …", &source[..source.len().min(100)]);
     let error = render(source, 1).expect_err(&source[..source.len().min(200)]);
     assert!(error.contains(hint), "`{error}` does not mention `{hint}`");
-    assert!(
-        (cpu_time() - start) < Duration::from_secs(10),
-        "{:?} for {error}",
-        (cpu_time() - start)
-    );
+    assert!(since(start) < Duration::from_secs(10), "{:?} for {error}", since(start));
 }
 
 fn j1_loops() {
@@ -513,7 +504,7 @@ fn j4_nesting() {
             // A chain of comparisons is no nesting and may render; nothing may crash.
             let result = render(&source, 1);
             assert!(result.is_err() || open == "1 == ", "{open} x {depth}");
-            assert!((cpu_time() - start) < Duration::from_secs(20), "{open} x {depth}");
+            assert!(since(start) < Duration::from_secs(20), "{open} x {depth}");
         }
     }
     fails(&format!("{{{{ a{} }}}}", "|upper".repeat(9000)), "");
@@ -580,7 +571,7 @@ fn j7_many_turns() {
     let start = cpu_time();
     // Quadratic: the budget decides, not the patience of the server.
     assert!(render(source, 16_000).is_err());
-    assert!((cpu_time() - start) < Duration::from_secs(10), "{:?}", (cpu_time() - start));
+    assert!(since(start) < Duration::from_secs(10), "{:?}", since(start));
     let source = "{% for m in messages %}{{ m.role + ': ' + m.content | trim }}{% endfor %}";
     assert!(render(source, 16_000).is_ok());
 }
