@@ -15,7 +15,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use crate::request::{CancelReason, Event, FinishReason, RequestId, Summary, Timings, Usage};
+use crate::request::{
+    CancelReason, Event, ExpertReads, FinishReason, RequestId, Summary, Timings, Usage,
+};
 
 /// Locks a mutex whether or not somebody panicked while holding it: every critical section of
 /// this crate leaves its data consistent at each step.
@@ -177,7 +179,7 @@ pub(crate) fn stopped_summary(message: &str) -> Summary {
         reason: FinishReason::EngineStopped(message.to_owned()),
         usage: Usage::default(),
         timings: Timings::default(),
-        expert_bytes: 0,
+        experts: ExpertReads::default(),
         seed: 0,
     }
 }

@@ -333,6 +333,9 @@ impl Engine {
     }
 }
 
+/// The queue is allocated at the start; beyond this length a request would wait for days.
+const WAITING_MAX: usize = 1 << 16;
+
 impl Limits {
     /// Lowers what exceeds the model and raises what would stop the engine altogether.
     pub(crate) fn clamp_to(&mut self, model: &ModelFacts) {
@@ -340,6 +343,7 @@ impl Limits {
         // Each running sequence may need a row of logits and a token in every step.
         let rows = model.logit_rows_max.min(self.batch_tokens_max).min(model.num_blocks);
         self.sequences_max = self.sequences_max.min(rows).max(1);
+        self.waiting_max = self.waiting_max.min(WAITING_MAX);
         self.events_max = self.events_max.max(1);
         self.priority_step = self.priority_step.max(1);
     }

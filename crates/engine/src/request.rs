@@ -308,10 +308,38 @@ pub struct Summary {
     pub usage: Usage,
     /// Where the time went.
     pub timings: Timings,
-    /// Bytes of expert weights read for this request: its share, by tokens, of each step's bytes.
-    pub expert_bytes: u64,
+    /// Expert weights read for this request.
+    pub experts: ExpertReads,
     /// The seed of its draws, given or chosen.
     pub seed: u64,
+}
+
+/// Expert weights read for a request: its share, by tokens, of each step's bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ExpertReads {
+    /// In all steps, prompt and output.
+    pub bytes: u64,
+    /// In steps that computed its output. A prompt is told apart because its tokens share experts:
+    /// a mean over both would say nothing of either.
+    pub decode_bytes: u64,
+    /// Tokens those steps computed for it.
+    pub decode_tokens: usize,
+}
+
+impl ExpertReads {
+    /// Notes its share of one step: `tokens` tokens, of its output or not.
+    pub(crate) fn add(&mut self, bytes: u64, tokens: usize, decode: bool) {
+        self.bytes += bytes;
+        if decode {
+            self.decode_bytes += bytes;
+            self.decode_tokens += tokens;
+        }
+    }
+
+    /// Bytes per token of output, if any was computed.
+    pub fn decode_bytes_per_token(&self) -> Option<u64> {
+        self.decode_bytes.checked_div(self.decode_tokens as u64)
+    }
 }
 
 /// Token counts of a request.

@@ -22,8 +22,14 @@ pub(crate) fn spawn(
 ) -> Option<JoinHandle<()>> {
     let theirs = shared.clone();
     let thread = Builder::new().name("moeba-engine".into()).spawn(move || {
-        let core = Core::new(model, theirs.clone(), observer);
-        serve(core, &theirs);
+        let made = catch_unwind(AssertUnwindSafe(|| Core::new(model, theirs.clone(), observer)));
+        match made {
+            Ok(core) => serve(core, &theirs),
+            Err(panic) => {
+                let message = panic_message(panic.as_ref());
+                theirs.stop(&format!("it could not be set up: {message}"));
+            }
+        }
     });
     match thread {
         Ok(thread) => Some(thread),

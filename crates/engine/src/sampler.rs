@@ -24,19 +24,27 @@ pub(crate) struct SamplingState {
 }
 
 impl SamplingState {
-    /// Takes the sampling part out of `request`; room for `tokens_max` tokens of history.
-    pub(crate) fn new(request: &mut Request, seed: u64, tokens_max: usize) -> SamplingState {
+    /// Takes the sampling part out of `request`.
+    pub(crate) fn new(request: &mut Request, seed: u64) -> SamplingState {
         let params = std::mem::take(&mut request.sampling);
         let penalties = params.repetition_penalty != 1.0
             || params.presence_penalty != 0.0
             || params.frequency_penalty != 0.0;
         let counts = penalties.then(|| {
-            let mut counts = TokenCounts::with_capacity(tokens_max);
+            let mut counts = TokenCounts::default();
             request.tokens.iter().for_each(|&token| counts.add(token, 0));
             counts
         });
         let (logprobs, constraint) = (request.logprobs, request.constraint.take());
         SamplingState { params, seed, logprobs, constraint, counts }
+    }
+
+    /// Makes room for `tokens` more tokens of history.
+    pub(crate) fn reserve(&mut self, tokens: usize) {
+        if let Some(counts) = &mut self.counts {
+            counts.place.reserve(tokens);
+            counts.entries.reserve(tokens);
+        }
     }
 
     /// Notes a generated token for the penalties.
@@ -52,16 +60,13 @@ impl SamplingState {
 }
 
 /// The distinct tokens of a sequence and how often each was generated.
+#[derive(Default)]
 struct TokenCounts {
     place: HashMap<u32, u32>, // token → index into entries
     entries: Vec<(u32, u32)>, // (token, times generated); 0 when only the prompt has it
 }
 
 impl TokenCounts {
-    fn with_capacity(tokens: usize) -> TokenCounts {
-        TokenCounts { place: HashMap::with_capacity(tokens), entries: Vec::with_capacity(tokens) }
-    }
-
     fn add(&mut self, token: u32, times: u32) {
         let next = self.entries.len() as u32;
         let place = *self.place.entry(token).or_insert(next);
@@ -442,7 +447,7 @@ mod tests {
     fn state(params: SamplingParams) -> SamplingState {
         let mut request = Request::new(vec![0]);
         request.sampling = params;
-        SamplingState::new(&mut request, 7, 64)
+        SamplingState::new(&mut request, 7)
     }
 
     fn noise(count: usize, seed: u64) -> Vec<f32> {
@@ -578,7 +583,7 @@ mod tests {
             let mut request = Request::new(vec![1]);
             request.sampling = SamplingParams { temperature: 0.0, ..params };
             request.logprobs = Some(2);
-            let mut state = SamplingState::new(&mut request, 7, 64);
+            let mut state = SamplingState::new(&mut request, 7);
             for &token in history {
                 state.generated(token);
             }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::blocks::{BlockAllocator, BlockTable};
 use crate::channel::EventSender;
 use crate::handle::{Limits, ModelFacts, Submission};
-use crate::request::{FinishReason, RequestId, Summary, Timings, Usage};
+use crate::request::{ExpertReads, FinishReason, RequestId, Summary, Timings, Usage};
 use crate::sampler::SamplingState;
 
 /// Who comes first: the lower, the earlier. Fixed at submission.
@@ -57,7 +57,7 @@ pub(crate) struct Ending {
 pub(crate) struct Tally {
     pub(crate) cached_tokens: Option<usize>, // set at the first admission
     pub(crate) preemptions: usize,
-    pub(crate) expert_bytes: u64,
+    pub(crate) experts: ExpertReads,
     pub(crate) clock: Clock,
 }
 
@@ -85,7 +85,7 @@ impl Sequence {
             None => model.sequence_tokens_max(),
         };
         let head_start = i64::from(request.priority) * i64::from(limits.priority_step);
-        let sampling = SamplingState::new(&mut request, seed, tokens_max);
+        let sampling = SamplingState::new(&mut request, seed);
         let clock = Clock { submitted: Some(submitted), ..Clock::default() };
         Sequence {
             order: Order { rank: step as i64 - head_start, id },
@@ -112,6 +112,7 @@ impl Sequence {
     pub(crate) fn reserve(&mut self) {
         self.tokens.reserve_exact(self.ending.tokens_max - self.tokens.len());
         self.table.reserve(self.ending.tokens_max);
+        self.sampling.reserve(self.ending.tokens_max - self.tokens.len());
     }
 
     /// Known tokens that are not computed.
@@ -157,7 +158,7 @@ impl Sequence {
             reason,
             usage,
             timings: self.tally.clock.timings(),
-            expert_bytes: self.tally.expert_bytes,
+            experts: self.tally.experts,
             seed: self.sampling.seed,
         }
     }

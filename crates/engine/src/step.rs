@@ -178,7 +178,8 @@ impl Core {
             let span = self.plan.spans[row].clone();
             let sequence = &mut self.sequences.running[span.sequence];
             let share = u128::from(stats.expert_bytes) * span.tokens.len() as u128 / total as u128;
-            sequence.tally.expert_bytes += share as u64;
+            let decode = span.tokens.start >= sequence.prompt_tokens;
+            sequence.tally.experts.add(share as u64, span.tokens.len(), decode);
             sequence.suspect = false;
             sequence.computed = span.tokens.end;
             let logits = self.model.logits(row);
@@ -192,7 +193,9 @@ impl Core {
                 let Sequence { table, tokens, computed, .. } = sequence;
                 table.publish(*computed, tokens, &mut self.blocks);
             }
-            if sequence.tokens.len() > sequence.prompt_tokens {
+            // A stop token ends the output without joining it, but it was chosen all the same.
+            let stopped = matches!(end, Some(FinishReason::Stop { .. }));
+            if stopped || sequence.tokens.len() > sequence.prompt_tokens {
                 let clock = &mut sequence.tally.clock;
                 clock.first_token.get_or_insert(now);
                 clock.last_token = Some(now);

@@ -193,9 +193,8 @@ pub(super) fn figures(answer: &Answer) -> String {
         rate(summary.decode_tokens_per_second()),
         (summary.timings.queued + summary.timings.prompt).as_secs_f64(),
     );
-    if summary.expert_bytes > 0 {
-        let bytes = size(expert_bytes_per_token(answer));
-        let _ = write!(line, " | {bytes} of expert weights per token");
+    if let Some(bytes) = summary.experts.decode_bytes_per_token().filter(|bytes| *bytes > 0) {
+        let _ = write!(line, " | {} of expert weights per token", size(bytes));
     }
     let end = match answer.end {
         End::Length => " | cut at the limit",
@@ -203,13 +202,6 @@ pub(super) fn figures(answer: &Answer) -> String {
         End::Stop | End::StopString => "",
     };
     line + &format!(" | seed {}{end}]", summary.seed)
-}
-
-/// Bytes of expert weights read, spread over all tokens computed.
-fn expert_bytes_per_token(answer: &Answer) -> u64 {
-    let usage = answer.summary.usage;
-    let computed = usage.prompt_tokens - usage.cached_tokens + usage.completion_tokens;
-    answer.summary.expert_bytes / computed.max(1) as u64
 }
 
 fn to_json(answer: &Answer) -> Value {
@@ -229,7 +221,7 @@ fn to_json(answer: &Answer) -> Value {
             "first_token_seconds": (summary.timings.queued + summary.timings.prompt).as_secs_f64(),
             "decode_seconds": summary.timings.decode.as_secs_f64(),
         },
-        "expert_bytes": summary.expert_bytes,
-        "expert_bytes_per_token": expert_bytes_per_token(answer),
+        "expert_bytes": summary.experts.bytes,
+        "expert_bytes_per_token": summary.experts.decode_bytes_per_token(),
     })
 }

@@ -81,6 +81,9 @@ fn an_upcycled_model_answers_like_its_parent() {
     assert_eq!(child["text"], parent["text"]);
     assert_eq!(parent["expert_bytes"], 0);
     assert!(child["expert_bytes"].as_u64() > Some(0));
+    let experts =
+        world.run(&["inspect", &moe, "--json"]).json()["weights"]["bytes_experts"].as_u64();
+    assert_eq!(child["expert_bytes_per_token"].as_u64(), experts.map(|bytes| bytes * 2 / 4));
     world.run(&["upcycle", &dense, &moe]).failed_saying(&["exists", "--force"]);
     world.run(&["upcycle", &moe, &dense, "--force"]).failed_saying(&["has 4 experts already"]);
     assert_eq!(ask(&dense)["text"], parent["text"], "a refused upcycling leaves the output alone");

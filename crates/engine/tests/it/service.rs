@@ -54,7 +54,9 @@ fn many_threads_submit_and_each_gets_what_it_would_get_alone() {
                     assert_eq!(summary.reason, FinishReason::Length);
                     assert_eq!(summary.usage.completion_tokens, 50);
                     assert!(summary.decode_tokens_per_second().is_some());
-                    assert!(summary.expert_bytes >= 1000 * 52);
+                    assert!(summary.experts.bytes >= 1000 * 52);
+                    // The fake model reads 1000 bytes for each token, whoever shares the step.
+                    assert_eq!(summary.experts.decode_bytes_per_token(), Some(1000));
                 }
             });
         }
