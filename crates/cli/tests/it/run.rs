@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use serde_json::Value;
 
-use crate::tiny::{fixture, with_words};
+use crate::tiny::{directory_with_words, fixture, with_words};
 use crate::world::{Finished, World};
 
 /// Flags that make short answers.
@@ -90,6 +90,31 @@ fn an_upcycled_model_answers_like_its_parent() {
     let inspected = world.run(&["inspect", &moe, "--json"]).json();
     assert_eq!(inspected["family"], "mixtral");
     assert_eq!(inspected["experts"]["per_token"], 2);
+}
+
+#[test]
+fn a_directory_answers_like_its_gguf_file_and_greedily_where_it_advises_so() {
+    let world = World::new("run_directory");
+    let (file, dir) = (with_words(&world), directory_with_words(&world));
+    let wanted = run(&world, &file, &["Hello", "--temperature=0", "--json"]).json();
+    let found = run(&world, &dir, &["Hello", "--json"]).json();
+    assert_eq!(found["text"], wanted["text"]);
+    assert_eq!(found["usage"], wanted["usage"]);
+}
+
+#[test]
+fn templates_can_be_chosen() {
+    let world = World::new("run_template");
+    let model = with_words(&world);
+    let tokens = |template: &str| {
+        let shown = run(&world, &model, &["Hi", "--json", "--template", template]).json();
+        shown["usage"]["prompt_tokens"].as_u64().unwrap()
+    };
+    let file = world.home.join("own.jinja");
+    std::fs::write(&file, "{{ messages[0].content }}!").unwrap();
+    assert_eq!(tokens(file.to_str().unwrap()), 3);
+    assert!(tokens("chatml") > 20);
+    run(&world, &model, &["Hi", "--template", "nonsense"]).failed_saying(&["nor one of chatml"]);
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! A tiny model that reads and writes: a fixture's random weights, and a vocabulary of single
 //! characters put in front of them.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use moeba_model::files::{Array, GgufHeader, GgufTensor, GgufWriter, StoredType, Value, open};
+use serde_json::json;
 
 use crate::world::World;
 
@@ -57,6 +59,40 @@ pub(crate) fn with_words(world: &World) -> String {
     }
     writer.finish().unwrap();
     path.to_str().unwrap().to_owned()
+}
+
+/// Makes a model directory in the world's home that reads and writes as [`with_words`] does.
+pub(crate) fn directory_with_words(world: &World) -> String {
+    let dir = world.home.join("tiny");
+    fs::create_dir(&dir).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        fs::copy(fixture("llama").join(name), dir.join(name)).unwrap();
+    }
+    let (tokens, types) = vocabulary(101);
+    let control = |(id, content): (usize, &String)| {
+        json!({
+            "id": id, "content": content, "special": true, "normalized": false,
+            "lstrip": false, "rstrip": false, "single_word": false,
+        })
+    };
+    let is_control = |(id, _): &(usize, &String)| types[*id] == 3;
+    let added: Vec<_> = tokens.iter().enumerate().filter(is_control).map(control).collect();
+    let normal = tokens.iter().enumerate().filter(|pair| !is_control(pair));
+    let vocab: serde_json::Map<_, _> = normal.map(|(id, t)| (t.clone(), id.into())).collect();
+    let bytes = json!({ "type": "ByteLevel", "add_prefix_space": false, "use_regex": true });
+    let write = |name: &str, value: serde_json::Value| {
+        fs::write(dir.join(name), value.to_string()).unwrap();
+    };
+    write(
+        "tokenizer.json",
+        json!({
+            "version": "1.0", "added_tokens": added, "pre_tokenizer": bytes, "decoder": bytes,
+            "model": { "type": "BPE", "vocab": vocab, "merges": [] },
+        }),
+    );
+    write("tokenizer_config.json", json!({ "eos_token": "<end>", "chat_template": TEMPLATE }));
+    write("generation_config.json", json!({ "do_sample": false, "eos_token_id": [100] }));
+    dir.to_str().unwrap().to_owned()
 }
 
 /// Printable ASCII, space and line feed in byte-level spelling, control tokens, fillers.
