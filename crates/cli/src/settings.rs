@@ -86,7 +86,7 @@ impl Settings {
             }
         };
         Ok(Self {
-            threads: flags.threads.map(Into::into),
+            threads: flags.threads.map(usize::from),
             precision: flags.activations.into(),
             isa: flags.isa,
             models_dir: cache_dir.join("models"),

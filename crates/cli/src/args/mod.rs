@@ -36,10 +36,12 @@ pub(crate) struct Cli {
 
 /// Flags every command takes.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "For every command")]
 pub(crate) struct GlobalArgs {
     /// Threads to compute with [default: one per physical core we may use]
-    #[arg(long, short = 't', global = true, env = "MOEBA_THREADS", value_name = "N")]
-    pub(crate) threads: Option<std::num::NonZeroUsize>,
+    #[arg(long, short = 't', global = true, env = "MOEBA_THREADS", value_name = "N",
+        value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
     /// Instruction set to use [default: the best this CPU has]
     #[arg(long, global = true, env = "MOEBA_ISA", value_name = "ISA")]
     pub(crate) isa: Option<IsaChoice>,

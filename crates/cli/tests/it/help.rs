@@ -57,6 +57,7 @@ fn wrong_flags_exit_with_2() {
         &["run", "--top-p", "1.5", "x"],
         &["run", "--isa", "sse9", "x"],
         &["list", "--threads", "0"],
+        &["list", "--threads", "1000000000"],
         &["upcycle", "a", "b", "--experts", "0"],
         &["run", "x", "--max-tokens", "0"],
     ] {

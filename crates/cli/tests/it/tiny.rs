@@ -68,7 +68,7 @@ pub(crate) fn directory_with_words(world: &World) -> String {
     for name in ["config.json", "model.safetensors"] {
         fs::copy(fixture("llama").join(name), dir.join(name)).unwrap();
     }
-    let (tokens, types) = vocabulary(101);
+    let (tokens, types) = vocabulary(128);
     let control = |(id, content): (usize, &String)| {
         json!({
             "id": id, "content": content, "special": true, "normalized": false,
