@@ -27,7 +27,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "NAME|FILE")]
     pub(crate) template: Option<String>,
     /// Give the prompt to the model as it is, without a chat template
-    #[arg(long, conflicts_with = "template")]
+    #[arg(long, conflicts_with_all = ["template", "system"])]
     pub(crate) no_template: bool,
     /// Print one JSON object with text, token counts and timings
     #[arg(long)]
@@ -48,7 +48,7 @@ pub(crate) struct RunArgs {
 #[command(next_help_heading = "Sampling")]
 pub(crate) struct SamplingArgs {
     /// Spread of choice: 0 always takes the likeliest token [default: the model's advice, or 0.7]
-    #[arg(long, value_name = "X", value_parser = non_negative)]
+    #[arg(long, value_name = "X", value_parser = non_negative, allow_negative_numbers = true)]
     pub(crate) temperature: Option<f32>,
     /// Keep only the K likeliest tokens; 0 keeps all
     #[arg(long, value_name = "K")]

@@ -128,7 +128,7 @@ fn to_json(
         })
     });
     let mut shown = json!({
-        "path": path,
+        "path": path.display().to_string(),
         "container": container_name(inspection.container),
         "family": spec.family,
         "layers": spec.layers.len(),

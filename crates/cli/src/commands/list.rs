@@ -30,8 +30,8 @@ pub(crate) fn run(args: &ListArgs, settings: &Settings) -> Result<()> {
             models.iter().map(|(e, l)| to_json(e, l.as_ref(), &library)).collect();
         return print_json(&json!({
             "models": shown,
-            "models_dir": library.store.root(),
-            "catalogue_file": settings.catalogue_file,
+            "models_dir": library.store.root().display().to_string(),
+            "catalogue_file": settings.catalogue_file.display().to_string(),
         }));
     }
     print_table(&models, &library, settings)
@@ -51,7 +51,7 @@ fn to_json(entry: &Entry, local: Option<&LocalModel>, library: &Library) -> Valu
         "sources": entry.sources.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "made_from": entry.upcycle.as_ref().map(|recipe| &recipe.from),
         "local": local.map(|local| json!({
-            "path": local.path,
+            "path": local.path.display().to_string(),
             "files": local.record.files,
             "source": local.record.source,
         })),

@@ -30,7 +30,8 @@ pub(crate) fn run(args: &LogitsArgs, settings: &Settings) -> Result<()> {
     }
     let pool = machine::pool(settings)?;
     let mut runner = Runner::new(model, pool, tokens.len(), args.kv_type.into())?;
-    write_logits(&args.output, &tokens, vocab_size, &mut runner)?;
+    let output = super::output_file(&args.output)?;
+    write_logits(&output, &tokens, vocab_size, &mut runner)?;
     if settings.voice.chatty {
         note(&format!("wrote `logits` [{}, {vocab_size}] of f32", tokens.len()));
     }
@@ -38,7 +39,7 @@ pub(crate) fn run(args: &LogitsArgs, settings: &Settings) -> Result<()> {
         return Ok(());
     }
     print_json(&json!({
-        "path": args.output,
+        "path": output.display().to_string(),
         "tensor": "logits",
         "shape": [tokens.len(), vocab_size],
         "expert_bytes": runner.expert_bytes,

@@ -13,9 +13,9 @@ mod upcycle;
 
 use std::fs;
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::args::Command;
 use crate::settings::Settings;
@@ -41,6 +41,18 @@ pub(crate) fn run(command: Command, settings: &Settings) -> Result<()> {
 
 /// Longest text taken from a file or stdin: more than any context holds.
 const TEXT_BYTES_MAX: u64 = 256 << 20;
+
+/// The file that `path` names for output: new or regular, links followed. Results are renamed into
+/// place, which would quietly put a file where a device or a link was.
+fn output_file(path: &Path) -> Result<PathBuf> {
+    match fs::metadata(path) {
+        Ok(found) if found.is_file() => {
+            fs::canonicalize(path).with_context(|| format!("cannot find `{}`", path.display()))
+        }
+        Ok(_) => bail!("`{}` is no regular file and cannot be written to", path.display()),
+        Err(_) => Ok(path.to_owned()),
+    }
+}
 
 /// The text given as an argument, in a file, or on stdin.
 fn text_of(text: Option<&str>, file: Option<&Path>) -> Result<String> {

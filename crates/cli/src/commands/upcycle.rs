@@ -16,7 +16,7 @@ use crate::settings::Settings;
 /// # Errors
 /// If the output exists, or the input is not a dense model that can be upcycled.
 pub(crate) fn run(args: &UpcycleArgs, settings: &Settings) -> Result<()> {
-    let output = &args.output;
+    let output = &super::output_file(&args.output)?;
     ensure!(args.force || !output.exists(), "`{}` exists; --force overwrites it", output.display());
     let input = Library::open(settings)?.resolve(Some(&args.input))?.path;
     let recipe = UpcycleRecipe {
@@ -41,7 +41,7 @@ pub(crate) fn run(args: &UpcycleArgs, settings: &Settings) -> Result<()> {
         return Ok(());
     }
     print_json(&json!({
-        "path": output,
+        "path": output.display().to_string(),
         "layers": made.layers,
         "experts": recipe.experts,
         "experts_per_token": recipe.top_k,

@@ -152,6 +152,7 @@ impl Session {
             detokenizer: Detokenizer::continuing(Arc::clone(&self.words.tokenizer)),
             stops: StopStrings::new(question.stops)?,
             text: String::new(),
+            tokens: 0,
             is_stopped: false,
         };
         speech.listen(stream, is_enough, on_text)
@@ -163,6 +164,8 @@ struct Speech {
     detokenizer: Detokenizer,
     stops: StopStrings,
     text: String,
+    /// Tokens of the answer so far.
+    tokens: usize,
     is_stopped: bool,
 }
 
@@ -179,6 +182,8 @@ impl Speech {
             }
             let Ok(event) = stream.recv_timeout(PATIENCE) else { continue };
             match event.context("the engine ended the stream without a word")? {
+                // What comes after a stop string was computed before the engine heard of it.
+                Event::Token { .. } if self.is_stopped => {}
                 Event::Token { id, .. } => {
                     if let Err(error) = self.token(id, on_text) {
                         stream.cancel(CancelReason::Client);
@@ -194,6 +199,7 @@ impl Speech {
     }
 
     fn token(&mut self, id: u32, on_text: &mut dyn FnMut(&str) -> Result<()>) -> Result<()> {
+        self.tokens += 1;
         let mut piece = String::new();
         self.detokenizer.push(id, &mut piece);
         let before = self.text.len();
@@ -204,11 +210,14 @@ impl Speech {
 
     fn finish(
         mut self,
-        summary: Summary,
+        mut summary: Summary,
         on_text: &mut dyn FnMut(&str) -> Result<()>,
     ) -> Result<Answer> {
         let before = self.text.len();
-        if !self.is_stopped {
+        if self.is_stopped {
+            // The engine ran on until it heard of it; how far is chance and not part of the answer.
+            summary.usage.completion_tokens = self.tokens;
+        } else {
             let mut rest = String::new();
             self.detokenizer.finish(&mut rest);
             self.is_stopped = self.stops.push(&rest, &mut self.text).is_some();
