@@ -94,7 +94,7 @@ pub enum ForwardError {
     /// The batch does not fit the model, the cache or the workspace.
     #[error("batch cannot be run: {0}")]
     Batch(String),
-    /// Experts' weights could not be read.
+    /// An expert's weights could not be read, or are damaged.
     #[error(transparent)]
     Expert(#[from] ExpertError),
 }
@@ -211,7 +211,7 @@ impl Model {
     /// `logit_rows` in `workspace`. Allocates nothing.
     ///
     /// # Errors
-    /// If the batch does not fit, or experts' weights cannot be read.
+    /// If the batch does not fit, or experts' weights cannot be read or turn out to be damaged.
     pub fn forward(
         &self,
         pool: &Pool,

@@ -10,7 +10,7 @@ use moeba_kernels::dtype::DType;
 use moeba_kernels::os::memory::{Bytes, Region};
 use moeba_kernels::tensor::Matrix;
 
-use crate::error::{Fault, LoadError};
+use crate::error::{Fault, LoadError, shown};
 use crate::families::names::{Naming, Role};
 use crate::files::{ModelFiles, TensorInfo, TensorSource, verify_read};
 
@@ -66,6 +66,27 @@ pub(crate) struct Loader<'a> {
     num_problems: usize,
     /// Stands for bytes that were not found, until the files are refused.
     nothing: Bytes,
+}
+
+/// What one layer's tensors of a role are called. Thousands of experts' names would take memory
+/// for nothing, so they are spelled when an error needs one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RoleNaming {
+    naming: Naming,
+    role: Role,
+    /// The layer's number in the file.
+    layer: usize,
+    /// Each expert has a tensor of its own.
+    single: bool,
+}
+
+impl RoleNaming {
+    /// The tensor that holds this expert's weights, escaped for messages.
+    pub(crate) fn tensor(&self, expert: usize) -> String {
+        let mut names = self.naming.candidates(self.role, self.layer, expert);
+        let name = names.find(|(_, single)| *single == self.single);
+        shown(&name.map(|(name, _)| name).unwrap_or_default())
+    }
 }
 
 /// How many problems an error lists.
@@ -169,6 +190,12 @@ impl<'a> Loader<'a> {
     /// The name under which the file holds `role`, or the one it should have.
     fn name(&self, role: Role, layer: usize, expert: usize) -> String {
         self.found(role, layer, expert).0
+    }
+
+    /// The name `role` has in every layer and expert, to be asked when someone wants to know.
+    pub(crate) fn naming_of(&self, role: Role, layer: usize) -> RoleNaming {
+        let (_, single) = self.found(role, layer, 0);
+        RoleNaming { naming: self.naming, role, layer, single }
     }
 
     fn found(&self, role: Role, layer: usize, expert: usize) -> (String, bool) {

@@ -50,6 +50,9 @@ pub(crate) struct InspectArgs {
     /// List every metadata key
     #[arg(long)]
     pub(crate) metadata: bool,
+    /// Read every weight and check that it is a number; exits with 1 if one is not
+    #[arg(long)]
+    pub(crate) verify: bool,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,

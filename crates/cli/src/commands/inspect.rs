@@ -12,6 +12,7 @@ use moeba_model::memory_plan::{Demand, MemoryPlan};
 use moeba_model::spec::{Ffn, Mixer, ModelSpec, Moe};
 use serde_json::{Value, json};
 
+use super::verify::Verified;
 use crate::args::InspectArgs;
 use crate::machine;
 use crate::models::Library;
@@ -30,13 +31,22 @@ const IMAGINED: [(&str, f64); 4] = [("BF16", 16.0), ("Q8_0", 8.5), ("Q6_K", 6.56
 pub(crate) fn run(args: &InspectArgs, settings: &Settings) -> Result<()> {
     let model = args.model.as_deref().or(args.path.as_deref()).unwrap_or_default();
     let path = Library::open(settings)?.locate(model)?;
+    // First, because damage may be why the rest cannot be told.
+    let verified = if args.verify { Some(Verified::of(&path, args.json, settings)?) } else { None };
     let inspection = inspect(&path, &LoadOptions::default())?;
     let memory = Memory::plan(&inspection, args, settings);
     if args.json {
-        return print_json(&to_json(&path, &inspection, &memory, args)?);
+        let mut shown = to_json(&path, &inspection, &memory, args)?;
+        if let Some(verified) = verified {
+            shown["verified"] = verified.to_json();
+        }
+        return print_json(&shown);
     }
     let colours = settings.voice.out_colours;
     let mut text = summary(&path, &inspection, &memory, colours);
+    if let Some(verified) = verified {
+        let _ = writeln!(text, "{}  {}", styled("verified", Style::Bold, colours), verified.line());
+    }
     if args.metadata || args.tensors {
         text.push_str(&listings(&path, args, colours)?);
     }

@@ -10,6 +10,7 @@ mod repl;
 mod run;
 mod tokenize;
 mod upcycle;
+mod verify;
 
 use std::fs;
 use std::io::{self, Read};

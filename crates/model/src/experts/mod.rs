@@ -27,16 +27,35 @@ impl Expert<'_> {
     }
 }
 
-/// Why an expert's weights could not be had.
+/// Why an expert could not do its work. Requests that do not need this expert can be run.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot read expert `{expert}` of layer `{layer}`: {source}")]
-pub struct ExpertError {
-    /// The layer, from 0.
-    pub layer: usize,
-    /// The expert, from 0.
-    pub expert: u32,
-    /// The operating system's answer.
-    pub source: std::io::Error,
+#[non_exhaustive]
+pub enum ExpertError {
+    /// Its weights could not be had.
+    #[error("cannot read expert `{expert}` of layer `{layer}`: {source}")]
+    Read {
+        /// The layer, from 0.
+        layer: usize,
+        /// The expert, from 0.
+        expert: u32,
+        /// The operating system's answer.
+        source: std::io::Error,
+    },
+    /// Its weights are not all numbers: the model file is damaged.
+    #[error(
+        "expert `{expert}` of layer `{layer}` is damaged: tensor `{tensor}`: expected finite \
+         weights, found one that is not in row {row} of this expert (obtain the model file again)"
+    )]
+    Damaged {
+        /// The layer, from 0.
+        layer: usize,
+        /// The expert, from 0.
+        expert: u32,
+        /// The tensor as the file calls it, escaped.
+        tensor: String,
+        /// The first row that is damaged, counted within the expert's part of the tensor.
+        row: usize,
+    },
 }
 
 /// Experts of all layers. Layers are counted from 0, dense ones included.

@@ -27,7 +27,8 @@ pub use limits::Limits;
 pub use metadata::{FromValue, Metadata};
 pub use tensors::{StoredType, TensorHeader, TensorInfo, TensorSource};
 pub use value::{Array, Kind, Object, Packed, Value};
-pub use verify::{verify, verify_read};
+pub use verify::{BadPlace, first_bad, verify, verify_read};
+pub(crate) use verify::{all_finite, first_bad_row};
 
 use crate::error::{Fault, LoadError};
 

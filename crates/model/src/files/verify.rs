@@ -4,6 +4,8 @@
 //! one layer answering NaN, which is noticed only when that expert is chosen. Decoding costs as
 //! much as reading, so this is done when asked for, and for small tensors that every token uses.
 
+use std::fmt;
+
 use moeba_kernels::dtype::DType;
 
 use super::tensors::{TensorInfo, TensorSource};
@@ -27,24 +29,50 @@ pub fn verify_read(
     name: &str,
     tensor: &TensorInfo,
 ) -> Result<(), LoadError> {
-    let Some(row) = first_bad_row(tensor.dtype, &tensor.shape, &tensor.bytes) else {
-        return Ok(());
-    };
-    let found = match tensor.shape[..] {
-        [_, rows, _] => format!("one that is not in row {} of expert {}", row % rows, row / rows),
-        _ => format!("one that is not in row {row}"),
-    };
+    let Some(place) = first_bad(tensor) else { return Ok(()) };
+    let found = format!("one that is not in {place}");
     let fault = source.fault(name).expected("finite weights").found(found);
     Err(fault.hint("the file is damaged; obtain it again").damaged())
 }
 
-/// The first row, counted over all outer dimensions, that does not decode to finite numbers.
-fn first_bad_row(dtype: DType, shape: &[usize], bytes: &[u8]) -> Option<usize> {
-    let cols = shape.last().copied().unwrap_or(1);
+/// Where in a tensor the first weight is that is no finite number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BadPlace {
+    /// The row, from 0; of the expert, where there is one.
+    pub row: usize,
+    /// The expert, from 0; `None` where the tensor is not a stack of experts.
+    pub expert: Option<usize>,
+}
+
+impl fmt::Display for BadPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "row {}", self.row)?;
+        self.expert.map_or(Ok(()), |expert| write!(f, " of expert {expert}"))
+    }
+}
+
+/// Looks for weights that are no finite numbers: the first of them, or `None` in a sound tensor.
+pub fn first_bad(tensor: &TensorInfo) -> Option<BadPlace> {
+    let cols = tensor.shape.last().copied().unwrap_or(1);
+    let row = first_bad_row(tensor.dtype, cols, &tensor.bytes)?;
+    Some(match tensor.shape[..] {
+        [_, rows, _] => BadPlace { row: row % rows, expert: Some(row / rows) },
+        _ => BadPlace { row, expert: None },
+    })
+}
+
+/// The first of the rows of `cols` weights that does not decode to finite numbers.
+pub(crate) fn first_bad_row(dtype: DType, cols: usize, bytes: &[u8]) -> Option<usize> {
     let row_bytes = dtype.row_bytes(cols)?.max(1);
     let mut values = vec![0.0; cols];
     bytes.chunks_exact(row_bytes).position(|row| {
         dtype.decode_row(row, &mut values);
-        values.iter().any(|value| !value.is_finite())
+        !all_finite(&values)
     })
+}
+
+/// Whether no value is infinite or NaN. Has no early way out, so that it compiles to vectors.
+pub(crate) fn all_finite(values: &[f32]) -> bool {
+    const EXPONENT: u32 = 0x7f80_0000;
+    !values.iter().fold(false, |bad, value| bad | (value.to_bits() & EXPONENT == EXPONENT))
 }

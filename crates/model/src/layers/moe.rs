@@ -5,6 +5,7 @@
 //! its own choice, the shared expert last, so that its result does not depend on the batch.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use moeba_kernels::activations::{ActKinds, Activations, Precision};
@@ -15,10 +16,11 @@ use moeba_kernels::pool::Pool;
 use crate::decoder::{Branch, Pass};
 use crate::error::LoadError;
 use crate::experts::resident::LayerExperts;
-use crate::experts::{ExpertError, ExpertStore};
+use crate::experts::{Expert, ExpertError, ExpertStore};
 use crate::families::names::Role;
+use crate::files::{all_finite, first_bad_row};
 use crate::spec::{ModelSpec, Moe};
-use crate::weights::{Loader, Weight};
+use crate::weights::{Loader, RoleNaming, Weight};
 
 use super::dense_ffn::{DenseLayer, DenseScratch, activate};
 use super::linear::{JobList, Linear, kinds};
@@ -34,6 +36,17 @@ pub(crate) struct MoeLayer {
     /// Correction for the choice, `[experts]`.
     choice_bias: Option<Vec<f32>>,
     shared: Option<DenseLayer>,
+    names: ExpertNames,
+}
+
+/// What the tensors of a layer's experts are called, for messages.
+#[derive(Debug)]
+struct ExpertNames {
+    gate: RoleNaming,
+    up: RoleNaming,
+    down: RoleNaming,
+    /// Up's rows follow gate's in one tensor.
+    joined: bool,
 }
 
 /// Buffers for the widest mixture and as many tokens as a batch may have. An *assignment* is one
@@ -136,7 +149,8 @@ impl MoeLayer {
         let experts = load_experts(loader, spec, file_layer, hidden)?;
         let router = Linear { weight: router, bias: None };
         let shared = shared.transpose()?;
-        Ok((MoeLayer { spec: spec.clone(), layer, router, choice_bias, shared }, experts))
+        let (spec, names) = (spec.clone(), ExpertNames::find(loader, file_layer));
+        Ok((MoeLayer { spec, layer, router, choice_bias, shared, names }, experts))
     }
 
     /// Runs the mixture. Returns how many bytes of experts' weights it read.
@@ -161,9 +175,10 @@ impl MoeLayer {
         self.gate_up(pool, store, acts, scratch);
         let kinds = down.iter().fold(ActKinds::F32, |k, dtype| k | ActKinds::of(*dtype));
         self.down(pool, store, kinds, scratch);
+        let sound = self.combine(pool, scratch, output);
+        let blame = if sound { None } else { self.blame(store, scratch, input, output) };
         store.release(self.layer, &scratch.plan.active);
-        self.combine(pool, scratch, output);
-        Ok(bytes)
+        blame.map_or(Ok(bytes), Err)
     }
 
     /// Bytes of router and shared expert.
@@ -288,7 +303,9 @@ impl MoeLayer {
     /// best expert's output plus weighted differences from it: where all experts say the same, it
     /// is that to the bit, so an upcycled model equals its dense parent. (A difference in the last
     /// bit would flip roundings of activations to 8 bits, and grow to percents of a logit.)
-    fn combine(&self, pool: &Pool, scratch: &MoeScratch, output: &mut [f32]) {
+    /// Returns whether all sums are finite, seen while they are in the cache.
+    fn combine(&self, pool: &Pool, scratch: &MoeScratch, output: &mut [f32]) -> bool {
+        let sound = AtomicBool::new(true);
         let (hidden, per_tok) = (self.router.weight.cols(), self.per_tok());
         pool.for_each_row(output, hidden, |token, out| {
             let choices = token * per_tok..(token + 1) * per_tok;
@@ -308,7 +325,67 @@ impl MoeLayer {
             if self.shared.is_some() {
                 ops::add_assign(out, &scratch.shared_down[token * hidden..(token + 1) * hidden]);
             }
+            if !all_finite(out) {
+                sound.store(false, Ordering::Relaxed);
+            }
         });
+        sound.into_inner()
+    }
+
+    /// Looks for the damaged weights behind outputs that are no numbers. Where the input was none
+    /// already, or no weights are damaged, no expert is to blame: then `None`, and whoever reads
+    /// the logits has to see to it. Only experts that answered nonsense are decoded.
+    #[cold]
+    fn blame(
+        &self,
+        store: &dyn ExpertStore,
+        scratch: &MoeScratch,
+        input: &[f32],
+        output: &[f32],
+    ) -> Option<ExpertError> {
+        let (hidden, per_tok) = (self.router.weight.cols(), self.per_tok());
+        let tokens = input.chunks_exact(hidden).zip(output.chunks_exact(hidden)).enumerate();
+        let tokens = tokens.filter(|(_, (input, out))| all_finite(input) && !all_finite(out));
+        let mut suspects: Vec<u32> = tokens
+            .flat_map(|(token, _)| token * per_tok..(token + 1) * per_tok)
+            .filter(|choice| {
+                let place = scratch.plan.places[*choice] as usize;
+                !all_finite(&scratch.down[place * hidden..(place + 1) * hidden])
+            })
+            .map(|choice| scratch.chosen[choice])
+            .collect();
+        suspects.sort_unstable();
+        suspects.dedup();
+        suspects
+            .into_iter()
+            .find_map(|expert| self.damage(expert, store.expert(self.layer, expert)))
+    }
+
+    /// The first damaged matrix of an expert.
+    fn damage(&self, expert: u32, weights: Expert) -> Option<ExpertError> {
+        let Expert { gate, up, down } = weights;
+        let skipped = if self.names.joined { gate.rows() } else { 0 };
+        let ExpertNames { gate: of_gate, up: of_up, down: of_down, .. } = &self.names;
+        let parts = [(gate, of_gate, 0), (up, of_up, skipped), (down, of_down, 0)];
+        parts.into_iter().find_map(|(matrix, naming, skipped)| {
+            let row = first_bad_row(matrix.dtype(), matrix.cols(), matrix.bytes())?;
+            let tensor = naming.tensor(expert as usize);
+            Some(ExpertError::Damaged { layer: self.layer, expert, tensor, row: skipped + row })
+        })
+    }
+}
+
+impl ExpertNames {
+    /// Names as [`load_experts`] finds them; `layer` is the number in the file.
+    fn find(loader: &Loader, layer: usize) -> ExpertNames {
+        let joined = loader.has(Role::ExpertGateUp, layer);
+        let role = |own| loader.naming_of(if joined { Role::ExpertGateUp } else { own }, layer);
+        ExpertNames {
+            gate: role(Role::ExpertGate),
+            up: role(Role::ExpertUp),
+            down: loader.naming_of(Role::ExpertDown, layer),
+            joined,
+        }
     }
 }
 

@@ -61,9 +61,10 @@ fn idle_experts_may_hold_anything() {
         let poisoned = scratch.write("model.gguf", &poison(&path, &fired(&runner)));
         let mut runner = Runner::load(&poisoned, 8).unwrap();
         assert!(runner.score(&FEW_TOKENS, 0).unwrap() == logits, "{family}");
-        // The poison is real: a text that fires other experts is ruined by it.
+        // The poison is real: a text that fires other experts cannot be run.
         let tokens: Vec<u32> = (3..11).collect();
-        assert!(runner.score(&tokens, 0).unwrap().iter().any(|logit| logit.is_nan()), "{family}");
+        let error = runner.score(&tokens, 0).unwrap_err();
+        assert!(error.contains("is damaged: tensor `blk."), "{family}: {error}");
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod aliases;
 mod allocations;
+mod damage;
 mod experts;
 mod families;
 mod files;

@@ -15,7 +15,7 @@ const TOKENS_MAX: usize = 64;
 
 /// The family's GGUF fixture with every matrix of suitable width in 8 bits, so that the integer
 /// products are under test too.
-fn quantised(family: &str, scratch: &Scratch) -> PathBuf {
+pub(crate) fn quantised(family: &str, scratch: &Scratch) -> PathBuf {
     let files = open(&fixture(family).join("model.gguf")).unwrap();
     let (mut tensors, mut bytes) = (Vec::new(), Vec::new());
     for name in files.tensors.names() {
