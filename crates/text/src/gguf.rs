@@ -12,7 +12,7 @@ use crate::error::{LoadError, field, shorten, unsupported};
 use crate::merges::MergeTable;
 use crate::pre;
 use crate::tokenizer::{Alphabet, NO_TOKEN, Parts, SpecialTokens, Tokenizer};
-use crate::vocabulary::{TokenKind, Vocabulary};
+use crate::vocabulary::{TOKEN_BYTES_MAX, TokenKind, Vocabulary};
 use crate::words::{Normalizer, Splitter};
 
 /// The name used in errors.
@@ -74,6 +74,9 @@ impl Tokenizer {
     }
 }
 
+/// What errors call the ids that end an answer beside `eos`.
+const END_KEYS: &str = "tokenizer.ggml.eot_token_id or eom_token_id";
+
 /// The checks both models share: counts agree, ids exist.
 fn check(source: &GgufVocabulary<'_>) -> Result<(), LoadError> {
     let tokens = source.tokens.len();
@@ -100,7 +103,7 @@ fn check(source: &GgufVocabulary<'_>) -> Result<(), LoadError> {
         ("tokenizer.ggml.unknown_token_id", source.unk),
         ("tokenizer.ggml.padding_token_id", source.pad),
     ];
-    let more = source.end_of_generation.iter().map(|&id| ("tokenizer.ggml.eot_token_id", Some(id)));
+    let more = source.end_of_generation.iter().map(|&id| (END_KEYS, Some(id)));
     for (name, id) in ids.into_iter().chain(more) {
         if let Some(id) = id.filter(|&id| id as usize >= tokens) {
             return Err(field(FILE, name, format!("an id below {tokens}"), id.to_string()));
@@ -118,11 +121,18 @@ fn kind(source: &GgufVocabulary<'_>, id: usize) -> Result<TokenKind, LoadError> 
     })
 }
 
-/// Token `id` as text. GGUF strings are UTF-8.
+/// Token `id` as text. GGUF strings are UTF-8, and no published token has more than some hundred
+/// bytes.
 fn spelling<'a>(source: &GgufVocabulary<'a>, id: usize) -> Result<&'a str, LoadError> {
-    std::str::from_utf8(source.tokens[id]).map_err(|error| {
-        field(FILE, format!("tokenizer.ggml.tokens[{id}]"), "UTF-8", error.to_string())
-    })
+    let bytes = source.tokens[id];
+    let wrong = |expected: String, found: String| {
+        field(FILE, format!("tokenizer.ggml.tokens[{id}]"), expected, found)
+    };
+    if bytes.len() > TOKEN_BYTES_MAX {
+        let expected = format!("at most {TOKEN_BYTES_MAX} bytes in a token");
+        return Err(wrong(expected, bytes.len().to_string()));
+    }
+    std::str::from_utf8(bytes).map_err(|error| wrong("UTF-8".to_owned(), error.to_string()))
 }
 
 /// Tokens that end an answer by their name, whatever the file says about them.

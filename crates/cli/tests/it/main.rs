@@ -2,7 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod damage;
 mod help;
+mod hostile;
 mod list;
 mod numbers;
 mod pull;

@@ -20,8 +20,17 @@ pub(crate) fn fixture(family: &str) -> PathBuf {
 
 /// Writes `tiny.gguf` into the world's home: the dense fixture, able to read ASCII.
 pub(crate) fn with_words(world: &World) -> String {
+    with_changes(world, "llama", |_| ())
+}
+
+/// As [`with_words`], of another fixture, with changed metadata.
+pub(crate) fn with_changes(
+    world: &World,
+    family: &str,
+    change: impl FnOnce(&mut Vec<(String, Value)>),
+) -> String {
     let path = world.home.join("tiny.gguf");
-    let files = open(&fixture("llama").join("model.gguf")).unwrap();
+    let files = open(&fixture(family).join("model.gguf")).unwrap();
     let vocab_size = files.metadata.u32("llama.vocab_size").unwrap() as usize;
     let (tokens, types) = vocabulary(vocab_size);
     let mut metadata: Vec<(String, Value)> = files
@@ -44,6 +53,7 @@ pub(crate) fn with_words(world: &World) -> String {
     ] {
         metadata.push((key.to_owned(), value));
     }
+    change(&mut metadata);
     let tensors = files
         .tensors
         .headers()

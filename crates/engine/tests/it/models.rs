@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use moeba_engine::{
-    Decoder, Engine, EngineHandle, Event, EventStream, Forward, Limits, Request, SamplingParams,
-    StepError, StepStats, Summary,
+    Decoder, Engine, EngineHandle, Event, EventStream, FinishReason, Forward, Limits, Request,
+    SamplingParams, StepError, StepStats, Summary,
 };
 use moeba_kernels::attention::KvDType;
 use moeba_kernels::pool::{Pinning, Pool};
@@ -204,5 +204,53 @@ fn a_decode_step_of_a_real_model_allocates_nothing() {
         assert!(decode_steps.load(Ordering::Relaxed) > 20);
         let allocations = decode_allocations.load(Ordering::Relaxed);
         assert_eq!(allocations, 0, "{}", path.display());
+    }
+}
+
+/// One-token requests, so that each needs few experts; whether each ended well, or the message.
+fn outcomes(path: &Path, setup: Setup, together: bool) -> Vec<Result<(), String>> {
+    let engine = start(path, setup);
+    let submit = |index: u32| {
+        let mut request = Request::new(vec![7 * index + 3]);
+        request.max_tokens = Some(1);
+        engine.submit(request).expect("room")
+    };
+    let read = |stream: EventStream| match stream.last() {
+        Some(Event::Finished(Summary { reason: FinishReason::ModelError(message), .. })) => {
+            Err(message)
+        }
+        Some(Event::Finished(_)) => Ok(()),
+        other => panic!("a stream ends with `Finished`, not {other:?}"),
+    };
+    if together {
+        let streams: Vec<_> = (0..8).map(submit).collect();
+        streams.into_iter().map(read).collect()
+    } else {
+        (0..8).map(|index| read(submit(index))).collect()
+    }
+}
+
+#[test]
+fn a_damaged_expert_ends_only_the_requests_that_need_it() {
+    const TENSOR: &str = "blk.1.ffn_down_exps.weight";
+    let path = fixtures().into_iter().find(|path| path.ends_with("mixtral/model.gguf"));
+    let path = path.expect("the fixture is where it should be");
+    let mut bytes = std::fs::read(&path).expect("the fixture is readable");
+    let files = moeba_model::files::open(&path).expect("the fixture is sound");
+    let tensor = files.tensors.get(TENSOR).expect("the fixture has experts");
+    let first = tensor.bytes.offset();
+    bytes[first..first + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    let damaged = std::env::temp_dir().join(format!("moeba-damaged-{}.gguf", std::process::id()));
+    std::fs::write(&damaged, bytes).expect("room for a small file");
+    let alone = outcomes(&damaged, PLAIN, false);
+    let wide = Setup { sequences_max: 8, num_blocks: 32, threads: 2, ..PLAIN };
+    let together = outcomes(&damaged, wide, true);
+    std::fs::remove_file(&damaged).expect("the file is ours");
+    assert_eq!(alone, together);
+    let failed: Vec<&String> = alone.iter().filter_map(|outcome| outcome.as_ref().err()).collect();
+    assert!((1..8).contains(&failed.len()), "some need expert 0 and some do not: {alone:?}");
+    for message in failed {
+        assert!(message.contains("expert `0` of layer `1`"), "{message}");
+        assert!(message.contains(TENSOR), "{message}");
     }
 }
