@@ -31,6 +31,7 @@ pub(crate) struct ListArgs {
 
 /// Flags of `moeba inspect`.
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(crate) struct InspectArgs {
     /// A GGUF file, a directory (a config.json is enough), or a name from `moeba list`
     #[arg(long, short, value_name = "MODEL", required_unless_present = "path")]

@@ -110,6 +110,9 @@ impl Verified {
     }
 }
 
+/// What came of reading one tensor.
+type Look = Result<Option<BadPlace>, LoadError>;
+
 /// Threads that take one tensor after the other.
 struct Scan<'a> {
     files: &'a ModelFiles,
@@ -117,7 +120,7 @@ struct Scan<'a> {
     next: AtomicUsize,
     done: AtomicU64,
     /// With the tensors' indices, in no order.
-    found: Mutex<Vec<(usize, Result<Option<BadPlace>, LoadError>)>>,
+    found: Mutex<Vec<(usize, Look)>>,
 }
 
 impl<'a> Scan<'a> {
@@ -164,7 +167,7 @@ impl<'a> Scan<'a> {
         }
     }
 
-    fn look(&self, header: &TensorHeader) -> Result<Option<BadPlace>, LoadError> {
+    fn look(&self, header: &TensorHeader) -> Look {
         if !is_readable(header) {
             return Ok(None);
         }

@@ -36,7 +36,8 @@ pub(crate) struct MoeLayer {
     /// Correction for the choice, `[experts]`.
     choice_bias: Option<Vec<f32>>,
     shared: Option<DenseLayer>,
-    names: ExpertNames,
+    /// Apart, because nothing but an error looks at them.
+    names: Box<ExpertNames>,
 }
 
 /// What the tensors of a layer's experts are called, for messages.
@@ -149,7 +150,7 @@ impl MoeLayer {
         let experts = load_experts(loader, spec, file_layer, hidden)?;
         let router = Linear { weight: router, bias: None };
         let shared = shared.transpose()?;
-        let (spec, names) = (spec.clone(), ExpertNames::find(loader, file_layer));
+        let (spec, names) = (spec.clone(), Box::new(ExpertNames::find(loader, file_layer)));
         Ok((MoeLayer { spec, layer, router, choice_bias, shared, names }, experts))
     }
 
@@ -365,7 +366,7 @@ impl MoeLayer {
     fn damage(&self, expert: u32, weights: Expert) -> Option<ExpertError> {
         let Expert { gate, up, down } = weights;
         let skipped = if self.names.joined { gate.rows() } else { 0 };
-        let ExpertNames { gate: of_gate, up: of_up, down: of_down, .. } = &self.names;
+        let ExpertNames { gate: of_gate, up: of_up, down: of_down, .. } = &*self.names;
         let parts = [(gate, of_gate, 0), (up, of_up, skipped), (down, of_down, 0)];
         parts.into_iter().find_map(|(matrix, naming, skipped)| {
             let row = first_bad_row(matrix.dtype(), matrix.cols(), matrix.bytes())?;
