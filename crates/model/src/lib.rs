@@ -144,6 +144,7 @@ impl Model {
             layers.push(layer);
             experts.push(own);
         }
+        let unused = loader.check_unused(&range)?;
         Ok(Model {
             embedding,
             layers,
@@ -152,7 +153,7 @@ impl Model {
             ropes,
             experts: Box::new(Resident::new(experts)),
             precision: options.precision,
-            notes: files.notes.iter().cloned().chain(notes).collect(),
+            notes: files.notes.iter().cloned().chain(notes).chain(unused).collect(),
             unused: loader.unused(),
             spec,
         })

@@ -46,7 +46,7 @@ pub struct NotEnough {
     pub plan: MemoryPlan,
     /// What there is, in bytes.
     pub have: u64,
-    /// The longest context that would fit, in tokens; 0 if not even the weights do.
+    /// The longest context that would fit, in tokens; 0 if not even one block does.
     pub context_tokens_max: usize,
 }
 
@@ -102,7 +102,16 @@ impl fmt::Display for NotEnough {
             gib(self.have)
         )?;
         match self.context_tokens_max {
-            0 => write!(f, "; the weights alone do not fit: choose a smaller model or format"),
+            0 if weights > self.have => {
+                write!(f, "; the weights alone do not fit: choose a smaller model or format")
+            }
+            0 if weights.saturating_add(workspace) > self.have => {
+                write!(
+                    f,
+                    "; the workspace does not fit beside the weights: run fewer tokens at once"
+                )
+            }
+            0 => write!(f, "; no cache fits beside weights and workspace"),
             tokens => write!(f, "; a context of {tokens} tokens would fit"),
         }
     }

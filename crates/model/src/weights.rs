@@ -5,6 +5,7 @@
 //! or of another shape is collected, and refused once with the first few named.
 
 use std::collections::HashSet;
+use std::ops::Range;
 
 use moeba_kernels::dtype::DType;
 use moeba_kernels::os::memory::{Bytes, Region};
@@ -169,6 +170,24 @@ impl<'a> Loader<'a> {
     pub(crate) fn unused(&self) -> Vec<String> {
         let names = self.files.tensors.names();
         names.filter(|name| !self.used.contains(*name)).map(str::to_owned).collect()
+    }
+
+    /// Looks at the tensors of `layers` that no one asked for: a bias among them would change what
+    /// the model says, so it is refused; the others are worth a remark.
+    pub(crate) fn check_unused(&self, layers: &Range<usize>) -> Result<Option<String>, LoadError> {
+        let loaded = |name: &&str| self.naming.layer_of(name).is_some_and(|l| layers.contains(&l));
+        let names = self.files.tensors.names();
+        let unused: Vec<&str> =
+            names.filter(|name| !self.used.contains(*name)).filter(loaded).collect();
+        if let Some(bias) = unused.iter().find(|name| name.ends_with(".bias")) {
+            let fault = self.files.tensors.fault(bias).found("a bias");
+            let hint = "a bias here is not offered yet";
+            return Err(fault.expected("a layer without it").hint(hint).unsupported());
+        }
+        let Some(first) = unused.first() else { return Ok(None) };
+        let (first, more) = (shown(first), unused.len() - 1);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        Ok(Some(format!("tensors of layers that are not used: `{first}`{more}")))
     }
 
     /// Refuses the files if anything so far was missing or misshapen. Asked after every layer,

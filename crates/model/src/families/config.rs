@@ -23,6 +23,8 @@ pub(crate) const INTERMEDIATE_MAX: usize = 1 << 20;
 pub(crate) const HEADS_MAX: usize = 4096;
 /// Widest attention head, latent or low-rank projection.
 pub(crate) const HEAD_DIM_MAX: usize = 1 << 14;
+/// Most values of one token between two projections: all heads, or all experts at work on it.
+pub(crate) const TOKEN_VALUES_MAX: usize = 1 << 24;
 /// Most token ids.
 pub(crate) const VOCAB_MAX: usize = 1 << 24;
 /// Longest context.
@@ -48,14 +50,22 @@ pub(crate) struct Config<'a> {
     /// What precedes every key: `text_config.`, `qwen3moe.`, or nothing.
     prefix: String,
     softmax_scale: SoftmaxScale,
+    /// What counts are where `config.json` is silent, by their usual names there.
+    defaults: &'static [(&'static str, usize)],
     /// What a person should know about how this checkpoint was understood.
     notes: RefCell<Vec<String>>,
 }
 
 impl<'a> Config<'a> {
-    pub(crate) fn new(files: &'a ModelFiles, prefix: String, options: &LoadOptions) -> Config<'a> {
+    /// The hyperparameters under `prefix`, with the family's `defaults`.
+    pub(crate) fn new(
+        files: &'a ModelFiles,
+        prefix: String,
+        defaults: &'static [(&'static str, usize)],
+        options: &LoadOptions,
+    ) -> Config<'a> {
         let notes = RefCell::default();
-        Config { files, prefix, softmax_scale: options.softmax_scale, notes }
+        Config { files, prefix, softmax_scale: options.softmax_scale, defaults, notes }
     }
 
     pub(crate) fn metadata(&self) -> &'a Metadata {
@@ -112,8 +122,20 @@ impl<'a> Config<'a> {
         self.metadata().fault(&self.name(key))
     }
 
-    /// A count within `range`, which must be there.
+    /// What the family takes this count for where `config.json` is silent.
+    fn default_of(&self, key: Key) -> Option<usize> {
+        if self.is_gguf() || self.has(key) {
+            return None;
+        }
+        let default = self.defaults.iter().find(|(name, _)| key.hf.first() == Some(name));
+        default.map(|(_, value)| *value)
+    }
+
+    /// A count within `range`, which must be there unless the family has a default for it.
     pub(crate) fn count(&self, key: Key, range: RangeInclusive<usize>) -> Result<usize, LoadError> {
+        if let Some(value) = self.default_of(key) {
+            return Ok(value);
+        }
         let value: usize = self.metadata().read(&self.name(key))?;
         if range.contains(&value) {
             return Ok(value);
@@ -128,7 +150,10 @@ impl<'a> Config<'a> {
         key: Key,
         range: RangeInclusive<usize>,
     ) -> Result<Option<usize>, LoadError> {
-        if self.has(key) { self.count(key, range).map(Some) } else { Ok(None) }
+        if self.has(key) || self.default_of(key).is_some() {
+            return self.count(key, range).map(Some);
+        }
+        Ok(None)
     }
 
     /// A number above zero, or `default` where the checkpoint is silent.

@@ -18,6 +18,7 @@ const QUERY_SCALAR: Key = key(&["query_pre_attn_scalar"], "");
 const PATTERN: Key = key(&["sliding_window_pattern", "_sliding_window_pattern"], "");
 const FINAL_SOFTCAP: Key = key(&["final_logit_softcapping"], "final_logit_softcapping");
 const SCORE_SOFTCAP: Key = key(&["attn_logit_softcapping"], "attn_logit_softcapping");
+const BIDIRECTIONAL: Key = key(&["use_bidirectional_attention"], "");
 const LOCAL_BASE: Key = key(
     &["rope_parameters.sliding_attention.rope_theta", "rope_local_base_freq"],
     "rope.freq_base_swa",
@@ -28,6 +29,14 @@ pub(super) static FAMILY: Family = Family {
     hf: &["Gemma3ForCausalLM", "Gemma3TextModel", "Gemma3ForConditionalGeneration"],
     gguf: &["gemma3"],
     spec,
+    // The larger sizes say only what differs from these.
+    defaults: &[
+        ("num_attention_heads", 8),
+        ("num_key_value_heads", 4),
+        ("head_dim", 256),
+        ("vocab_size", 262_208),
+        ("max_position_embeddings", 131_072),
+    ],
     names: &[
         (Role::MixerPostNorm, "layers.{l}.post_attention_layernorm.weight"),
         (Role::FfnNorm, "layers.{l}.pre_feedforward_layernorm.weight"),
@@ -36,6 +45,7 @@ pub(super) static FAMILY: Family = Family {
 };
 
 fn spec(c: &Config) -> Result<ModelSpec, LoadError> {
+    c.refuse(BIDIRECTIONAL, "attention to later tokens")?;
     let weight = if c.is_gguf() { NormWeight::Plain } else { NormWeight::MinusOne };
     let norm = Norm { weight, ..norm(c, 1e-6)? };
     let pattern = c.count_if_any(PATTERN, 1..=LAYERS_MAX)?.unwrap_or(6);

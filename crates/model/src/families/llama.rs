@@ -11,8 +11,14 @@ use super::parts::{
 };
 use super::{Family, mixtral};
 
-pub(super) static FAMILY: Family =
-    Family { name: "llama", hf: &["LlamaForCausalLM"], gguf: &["llama"], spec, names: &[] };
+pub(super) static FAMILY: Family = Family {
+    name: "llama",
+    hf: &["LlamaForCausalLM"],
+    gguf: &["llama"],
+    spec,
+    defaults: &[],
+    names: &[],
+};
 
 fn spec(c: &Config) -> Result<ModelSpec, LoadError> {
     if c.is_gguf() && c.count_if_any(NUM_EXPERTS, 0..=usize::MAX)?.is_some_and(|n| n > 0) {

@@ -1,4 +1,4 @@
-//! Mistral 7B and its dense successors: Llama with a window that may slide.
+//! Mistral 7B and its dense successors, with eyes or without: Llama with a window that may slide.
 
 use crate::error::LoadError;
 use crate::spec::{Ffn, Gqa, Mixer, ModelSpec};
@@ -9,8 +9,14 @@ use super::parts::{
     Attention, INTERMEDIATE, dense, has_window, layer, masks, model, norm, num_layers,
 };
 
-pub(super) static FAMILY: Family =
-    Family { name: "mistral", hf: &["MistralForCausalLM"], gguf: &[], spec, names: &[] };
+pub(super) static FAMILY: Family = Family {
+    name: "mistral",
+    hf: &["MistralForCausalLM", "Mistral3ForConditionalGeneration"],
+    gguf: &[],
+    spec,
+    defaults: &[],
+    names: &[],
+};
 
 fn spec(c: &Config) -> Result<ModelSpec, LoadError> {
     let attention = Attention::PERMUTED.read(c)?;

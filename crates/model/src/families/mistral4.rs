@@ -52,6 +52,7 @@ pub(super) static FAMILY: Family = Family {
     hf: &["Mistral4ForCausalLM", "Mistral3ForConditionalGeneration"],
     gguf: &["mistral4", "deepseek2"],
     spec,
+    defaults: &[],
     names: &[],
 };
 

@@ -19,6 +19,7 @@ pub(super) static FAMILY: Family = Family {
     hf: &["MixtralForCausalLM"],
     gguf: &[],
     spec,
+    defaults: &[],
     names: &[
         (Role::Router, "layers.{l}.block_sparse_moe.gate.weight"),
         (Role::ExpertGate, "layers.{l}.block_sparse_moe.experts.{e}.w1.weight"),

@@ -37,6 +37,8 @@ pub struct Family {
     pub gguf: &'static [&'static str],
     /// Reads the hyperparameters.
     spec: fn(&Config) -> Result<ModelSpec, LoadError>,
+    /// Counts that `config.json` may leave out, by their names there, and what they are then.
+    defaults: &'static [(&'static str, usize)],
     /// Hugging Face tensor names that differ from the shared table.
     names: Names,
 }
@@ -67,8 +69,9 @@ pub(crate) fn describe(files: &ModelFiles, options: &LoadOptions) -> Result<Desc
         Container::Gguf => find_gguf(files)?,
         Container::HuggingFace => find_hugging_face(files)?,
     };
-    let config = Config::new(files, prefix, options);
+    let config = Config::new(files, prefix, family.defaults, options);
     let spec = (family.spec)(&config)?;
+    parts::check_widths(&config, &spec)?;
     let naming = match files.container {
         Container::Gguf => Naming::gguf(),
         Container::HuggingFace => Naming::hugging_face(family.names, &files.tensors),
@@ -88,14 +91,31 @@ fn find_gguf(files: &ModelFiles) -> Result<(&'static Family, String), LoadError>
 fn find_hugging_face(files: &ModelFiles) -> Result<(&'static Family, String), LoadError> {
     const KEY: &str = "architectures";
     let names: Vec<&str> = files.metadata.read(KEY)?;
-    let known = |name: &&str| FAMILIES.iter().find(|family| family.hf.contains(name));
-    let Some(family) = names.iter().find_map(known) else {
+    let known = |name: &&str| FAMILIES.iter().any(|family| family.hf.contains(name));
+    let Some(name) = names.iter().copied().find(known) else {
         let all = FAMILIES.iter().flat_map(|family| family.hf.iter().copied()).collect();
         return Err(unknown(files.metadata.fault(KEY), names.first().unwrap_or(&""), all));
     };
+    let family = one_family(files, name)?;
     // Checkpoints of several modalities keep the text model's configuration in an object.
     let nested = files.metadata.contains("text_config.hidden_size");
     Ok((family, if nested { "text_config.".to_owned() } else { String::new() }))
+}
+
+/// The family of an architecture that is known. Where several share its name, because it only says
+/// that images are understood too, the text model's own type decides.
+fn one_family(files: &ModelFiles, name: &str) -> Result<&'static Family, LoadError> {
+    const TYPE: &str = "text_config.model_type";
+    let mut families = FAMILIES.iter().copied().filter(|family| family.hf.contains(&name));
+    let first = families.next().expect("the caller found the name in the table");
+    let families: Vec<&'static Family> = std::iter::once(first).chain(families).collect();
+    if families.len() == 1 {
+        return Ok(first);
+    }
+    let kind = files.metadata.str(TYPE)?;
+    let family = families.iter().find(|family| family.name == kind);
+    let known = || families.iter().map(|family| family.name).collect();
+    family.copied().ok_or_else(|| unknown(files.metadata.fault(TYPE), kind, known()))
 }
 
 fn unknown(fault: Fault, name: &str, mut known: Vec<&'static str>) -> LoadError {

@@ -234,6 +234,13 @@ impl Naming {
         head.map(|name| (name.to_owned(), false)).into_iter().chain(listed)
     }
 
+    /// The layer a tensor of the text model belongs to.
+    pub(crate) fn layer_of(&self, name: &str) -> Option<usize> {
+        let layers = if self.head.is_none() { "blk." } else { "layers." };
+        let rest = name.strip_prefix(self.prefix)?.strip_prefix(layers)?;
+        rest.split_once('.')?.0.parse().ok()
+    }
+
     /// The preferred name.
     pub(crate) fn first(&self, role: Role, layer: usize, expert: usize) -> String {
         self.candidates(role, layer, expert).next().map(|(name, _)| name).unwrap_or_default()

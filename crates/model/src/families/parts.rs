@@ -8,7 +8,7 @@ use crate::spec::{
 
 use super::config::{
     CONTEXT_MAX, Config, EXPERTS_MAX, HEAD_DIM_MAX, HEADS_MAX, HIDDEN_MAX, INTERMEDIATE_MAX, Key,
-    LAYERS_MAX, VOCAB_MAX, key,
+    LAYERS_MAX, TOKEN_VALUES_MAX, VOCAB_MAX, key,
 };
 use super::rope::{RopeFrom, rope};
 
@@ -77,6 +77,33 @@ pub(super) fn layer(norm: Norm, mixer: Mixer, ffn: Ffn) -> LayerSpec {
         ffn_post_norm: None,
         residual_scale: 1.0,
     }
+}
+
+/// Refuses layers whose values between two projections are more than memory is sized for: each
+/// count is within its bound, but their product need not be.
+pub(super) fn check_widths(c: &Config, spec: &ModelSpec) -> Result<(), LoadError> {
+    let check = |key: Key, count: usize, what: &str, width: usize| {
+        if count.saturating_mul(width) <= TOKEN_VALUES_MAX {
+            return Ok(());
+        }
+        let expected = format!("{what} of {TOKEN_VALUES_MAX} values in all");
+        Err(c.fault(key).expected(expected).found(format!("{count} of {width}")).config())
+    };
+    for layer in &spec.layers {
+        let (heads, width) = match &layer.mixer {
+            Mixer::Gqa(gqa) => (gqa.num_attention_heads, gqa.head_dim),
+            Mixer::Mla(mla) => {
+                let width = mla.qk_head_dim().max(mla.v_head_dim).max(mla.cache_dim());
+                (mla.num_attention_heads, width)
+            }
+        };
+        check(HEADS, heads, "attention heads", width)?;
+        if let Ffn::Moe(moe) = &layer.ffn {
+            let width = moe.expert.intermediate_size.max(spec.hidden_size);
+            check(EXPERTS_PER_TOK, moe.num_experts_per_tok, "a token's experts", width)?;
+        }
+    }
+    Ok(())
 }
 
 /// The norm most layers share.

@@ -12,8 +12,14 @@ use super::parts::{
 const USE_WINDOW: Key = key(&["use_sliding_window"], "");
 const WINDOW_FROM: Key = key(&["max_window_layers"], "");
 
-pub(super) static FAMILY: Family =
-    Family { name: "qwen3", hf: &["Qwen3ForCausalLM"], gguf: &["qwen3"], spec, names: &[] };
+pub(super) static FAMILY: Family = Family {
+    name: "qwen3",
+    hf: &["Qwen3ForCausalLM"],
+    gguf: &["qwen3"],
+    spec,
+    defaults: &[],
+    names: &[],
+};
 
 fn spec(c: &Config) -> Result<ModelSpec, LoadError> {
     let (norm, ffn) = (norm(c, 1e-6)?, Ffn::Dense(dense(c, INTERMEDIATE)?));

@@ -21,6 +21,7 @@ pub(super) static FAMILY: Family = Family {
     hf: &["Qwen3MoeForCausalLM"],
     gguf: &["qwen3moe"],
     spec,
+    defaults: &[],
     names: &[],
 };
 

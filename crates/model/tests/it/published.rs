@@ -16,6 +16,12 @@ fn inspected(config: &str) -> Inspection {
     inspect(scratch.path(), &LoadOptions::default()).unwrap()
 }
 
+fn refused(config: &str) -> String {
+    let scratch = Scratch::new();
+    scratch.write("config.json", config.as_bytes());
+    inspect(scratch.path(), &LoadOptions::default()).unwrap_err().to_string()
+}
+
 /// Checks total and active parameters in billions. Publishers round up or down as they like.
 #[track_caller]
 fn check(config: &str, total: f64, active: f64) {
@@ -39,6 +45,7 @@ fn mistral_small_4_from_either_nesting() {
     let text_alone = MISTRAL_SMALL_4
         .replace("\"Mistral3ForConditionalGeneration\"", "\"Mistral4ForCausalLM\"")
         .replace("\"text_config\": {", "\"hidden_act\": \"silu\", ")
+        .replace("\"model_type\": \"mistral4\",", "")
         .replace("}, \"model_type\"", ", \"model_type\"");
     assert_eq!(inspected(&text_alone).spec, inspected(MISTRAL_SMALL_4).spec);
 }
@@ -55,6 +62,27 @@ fn dense_models_are_all_active() {
     let counted = inspected(SMOLLM2_135M).parameters;
     assert_eq!((counted.total, counted.active), (134_515_008, 134_515_008));
     assert_eq!(inspected(GEMMA3_270M).parameters.total, 268_098_176);
+}
+
+#[test]
+fn gemma3_4b_says_only_what_differs_from_the_defaults() {
+    let found = inspected(GEMMA3_4B);
+    assert_eq!(found.parameters.total, 3_880_263_168);
+    assert_eq!((found.spec.vocab_size, found.spec.context_length), (262_208, 131_072));
+    let both_ways = GEMMA3_4B
+        .replace("\"model_type\"", "\"use_bidirectional_attention\": true, \"model_type\"");
+    let error = refused(&both_ways);
+    assert!(error.contains("use_bidirectional_attention"), "{error}");
+}
+
+#[test]
+fn what_understands_images_is_known_by_its_text_model() {
+    let dense = inspected(MISTRAL_SMALL_3);
+    assert_eq!((dense.spec.family, dense.parameters.total), ("mistral", 23_572_403_200));
+    assert_eq!(inspected(MISTRAL_SMALL_4).spec.family, "mistral4");
+    let other = MISTRAL_SMALL_3.replace("\"mistral\"", "\"ministral3\"");
+    let error = refused(&other);
+    assert!(error.contains("text_config.model_type") && error.contains("ministral3"), "{error}");
 }
 
 #[test]
@@ -117,6 +145,8 @@ fn a_refused_plan_says_what_is_needed_what_there_is_and_what_would_fit() {
     for part in ["weights 67.00 GiB", "cache 5.62 GiB", "have 72.00 GiB", "would fit"] {
         assert!(message.contains(part), "`{part}` in: {message}");
     }
+    let tight = MemoryPlan::new(&spec, weights, &demand, weights + 1).unwrap_err();
+    assert!(tight.to_string().contains("the workspace does not fit"), "{tight}");
     let hopeless = MemoryPlan::new(&spec, weights, &demand, 8 << 30).unwrap_err();
     assert!(hopeless.to_string().contains("weights alone do not fit"), "{hopeless}");
 }
@@ -131,6 +161,7 @@ const MIXTRAL_8X7B: &str = r#"{"architectures": ["MixtralForCausalLM"], "hidden_
 const MISTRAL_SMALL_4: &str = r#"{"architectures": ["Mistral3ForConditionalGeneration"],
     "text_config": {"first_k_dense_replace": 0, "head_dim": 128, "hidden_size": 4096,
     "intermediate_size": 12288, "kv_lora_rank": 256, "max_position_embeddings": 1048576,
+    "model_type": "mistral4",
     "moe_intermediate_size": 2048, "n_group": 1, "n_routed_experts": 128, "n_shared_experts": 1,
     "norm_topk_prob": true, "num_attention_heads": 32, "num_experts_per_tok": 4,
     "num_hidden_layers": 36, "num_key_value_heads": 32, "q_lora_rank": 1024,
@@ -141,6 +172,13 @@ const MISTRAL_SMALL_4: &str = r#"{"architectures": ["Mistral3ForConditionalGener
     "rope_theta": 10000.0, "rope_type": "yarn"}, "routed_scaling_factor": 1.0,
     "tie_word_embeddings": false, "topk_group": 1, "v_head_dim": 128, "vocab_size": 131072
     }, "model_type": "mistral3"}"#;
+
+const MISTRAL_SMALL_3: &str = r#"{"architectures": ["Mistral3ForConditionalGeneration"],
+    "text_config": {"head_dim": 128, "hidden_act": "silu", "hidden_size": 5120,
+    "intermediate_size": 32768, "max_position_embeddings": 131072, "model_type": "mistral",
+    "num_attention_heads": 32, "num_hidden_layers": 40, "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-05, "rope_theta": 1000000000.0, "sliding_window": null,
+    "vocab_size": 131072}, "model_type": "mistral3"}"#;
 
 const QWEN3_30B_A3B: &str = r#"{"architectures": ["Qwen3MoeForCausalLM"], "attention_bias": false,
     "decoder_sparse_step": 1, "head_dim": 128, "hidden_act": "silu", "hidden_size": 2048,
@@ -163,3 +201,8 @@ const GEMMA3_270M: &str = r#"{"architectures": ["Gemma3ForCausalLM"], "head_dim"
     "num_key_value_heads": 1, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06,
     "rope_local_base_freq": 10000.0, "rope_theta": 1000000.0, "sliding_window": 512,
     "vocab_size": 262144}"#;
+
+const GEMMA3_4B: &str = r#"{"architectures": ["Gemma3ForConditionalGeneration"],
+    "text_config": {"model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240,
+    "num_hidden_layers": 34, "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+    "sliding_window": 1024}}"#;

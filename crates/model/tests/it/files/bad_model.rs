@@ -3,10 +3,13 @@
 
 use std::path::{Path, PathBuf};
 
+use moeba_kernels::activations::Precision;
 use moeba_kernels::attention::KvDType;
+use moeba_kernels::dtype::DType;
 use moeba_model::files::{Array, GgufHeader, GgufTensor, GgufWriter, Kind, Packed, Value, open};
 use moeba_model::inspect::inspect;
 use moeba_model::kv::KvCache;
+use moeba_model::memory_plan::{Demand, MemoryPlan};
 use moeba_model::{LoadOptions, Model};
 
 use super::child::{Depth, check_loads_at, check_refused_at};
@@ -80,6 +83,26 @@ fn refused(row: &str, family: &str, words: &[&str], change: impl FnOnce(&mut Che
 fn refused_value(row: &str, family: &str, key: &str, value: Value) {
     let row = format!("{row} {key} {}", value.describe());
     refused(&row, family, &[key], |c| c.set(key, value));
+}
+
+/// Biases nobody adds would change what the model says.
+#[test]
+fn biases_without_a_place() {
+    let bias = |c: &mut Checkpoint, name: &str, weight: &str| {
+        let len = c.tensor(weight).0.shape[0];
+        let (name, shape) = (name.to_owned(), vec![len]);
+        c.tensors.push((GgufTensor { name, dtype: DType::F32, shape }, vec![0; 4 * len]));
+    };
+    for role in ["ffn_up", "ffn_gate", "ffn_down", "attn_output"] {
+        let (name, weight) = (format!("blk.1.{role}.bias"), format!("blk.1.{role}.weight"));
+        refused("bias", "llama", &["unsupported", &name], |c| bias(c, &name, &weight));
+    }
+    let mut checkpoint = Checkpoint::read("llama");
+    bias(&mut checkpoint, "blk.1.something.weight", "blk.1.ffn_up.weight");
+    let scratch = Scratch::new();
+    let model = Model::load(&checkpoint.write(&scratch), &LoadOptions::default()).unwrap();
+    let noted = |note: &String| note.contains("blk.1.something.weight");
+    assert!(model.notes().iter().any(noted), "{:?}", model.notes());
 }
 
 fn u8_array(values: &[u8]) -> Value {
@@ -346,10 +369,10 @@ fn s8_the_largest_model_that_could_be_described() {
         ("num_hidden_layers", 1024),
         ("num_attention_heads", 4096),
         ("num_key_value_heads", 4096),
-        ("head_dim", 1 << 14),
+        ("head_dim", 1 << 12),
         ("intermediate_size", 1 << 20),
         ("num_local_experts", 4096),
-        ("num_experts_per_tok", 4096),
+        ("num_experts_per_tok", 16),
         ("vocab_size", 1 << 24),
         ("max_position_embeddings", 1 << 30),
     ] {
@@ -367,6 +390,40 @@ fn s8_the_largest_model_that_could_be_described() {
     )
     .unwrap();
     check_refused_at(Depth::Model, "S8 largest", scratch.path(), &["embed_tokens"]);
+}
+
+/// Counts within their bounds, but too many values together, or just few enough to plan for.
+#[test]
+fn s8_products_beyond_any_memory() {
+    let config = |per_tok: &str| {
+        let text = config_with("mixtral", "num_experts_per_tok", per_tok);
+        let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+        config["num_local_experts"] = 4096.into();
+        config["intermediate_size"] = (1 << 20).into();
+        let scratch = Scratch::new();
+        scratch.write("config.json", config.to_string().as_bytes());
+        scratch
+    };
+    let options = LoadOptions::default();
+    for per_tok in ["17", "4096"] {
+        let error = inspect(config(per_tok).path(), &options).unwrap_err().to_string();
+        assert!(error.contains("num_experts_per_tok"), "{error}");
+    }
+    let spec = inspect(config("16").path(), &options).unwrap().spec;
+    let demand = Demand {
+        context_tokens: 4096,
+        kv_dtype: KvDType::F32,
+        tokens_max: 512,
+        logit_rows_max: 512,
+        threads: 2,
+        precision: Precision::Sixteen,
+    };
+    let refused = MemoryPlan::new(&spec, 0, &demand, 1 << 30).unwrap_err();
+    assert!(refused.plan.workspace > 1 << 36, "{refused}");
+    let wide = config_with("mixtral", "num_attention_heads", "4096")
+        .replace("\"head_dim\":null", "\"head_dim\":8192");
+    let scratch = directory("mixtral", &wide);
+    check_refused_at(Depth::Model, "S8 heads", scratch.path(), &["num_attention_heads"]);
 }
 
 const BAD_NUMBERS: [&str; 9] =
