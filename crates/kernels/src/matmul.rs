@@ -2,8 +2,8 @@
 //!
 //! **One arithmetic.** The same weights and inputs give the same bits on every instruction set,
 //! for one token or many, for any number of threads. For quantised weights (`weight = d * sc * q
-//! - e * m` per sub-block, see `formats`) against 8-bit inputs (`x = dx * q`, see
-//! [`crate::activations`]), one output starts at 0 and takes the blocks `b` of its row in order:
+//! - e * m` per sub-block, see `formats`) against rows of 8-bit integers (`x = dx * q`, see
+//! [`crate::activations`]), one chain starts at 0 and takes the blocks `b` of its row in order:
 //!
 //! ```text
 //! S = sum over sub-blocks of sc * sum(q * x)     exact, i32
@@ -11,6 +11,10 @@
 //! symmetric formats:   acc = fma(d * dx, float(S - M), acc)
 //! others:              acc = fma(d * dx, float(S), acc);  acc = fma(-(e * dx), float(M), acc)
 //! ```
+//!
+//! By default an input row is two such rows, its coarse and its fine limb; each has a chain of its
+//! own, and the output is the coarse chain plus the fine chain. With inputs of eight bits there is
+//! one limb, and its chain is the output.
 //!
 //! Integer sums are exact, so their order is free, and that is where all the speed is; the float
 //! chain is short and has one order. Float weights sum in 16 lanes: lane `l` takes the columns

@@ -191,6 +191,7 @@ impl Pool {
         // SAFETY: every slot is IDLE or PARKED (the last region ended so and `region` is held),
         // hence no worker reads `job` now.
         unsafe { *shared.job.get() = Some(job) };
+        let workers_may_run = AbortOnUnwind;
         for (slot, handle) in shared.slots.iter().zip(&self.handles) {
             if slot.0.swap(OFFERED, Ordering::AcqRel) == PARKED {
                 handle.thread().unpark();
@@ -205,6 +206,7 @@ impl Pool {
         for slot in &shared.slots {
             shared.join(slot);
         }
+        std::mem::forget(workers_may_run);
         // SAFETY: as above, every slot is IDLE or PARKED again.
         unsafe { *shared.job.get() = None };
         if shared.panicked.swap(false, Ordering::AcqRel) {
@@ -283,6 +285,16 @@ impl Drop for Pool {
     }
 }
 
+/// Ends the process when dropped: between the first offer and the last join workers may be inside
+/// the caller's closure, and unwinding would take it away from under them.
+struct AbortOnUnwind;
+
+impl Drop for AbortOnUnwind {
+    fn drop(&mut self) {
+        std::process::abort();
+    }
+}
+
 impl Shared {
     /// The life of the worker behind `slots[index]`.
     fn work(&self, index: usize) {
@@ -312,7 +324,14 @@ impl Shared {
         let result = catch_unwind(AssertUnwindSafe(|| job(worker)));
         INSIDE_REGION.set(false);
         if let Err(payload) = result {
-            lock(&self.panic).get_or_insert(payload);
+            let mut first = lock(&self.panic);
+            if first.is_none() {
+                *first = Some(payload);
+            } else {
+                // Dropping a payload may panic in turn, and nothing may unwind from here.
+                std::mem::forget(payload);
+            }
+            drop(first);
             self.panicked.store(true, Ordering::Release);
         }
     }
@@ -505,5 +524,26 @@ mod tests {
                 pool.run(&|_| {});
             }
         }
+    }
+
+    /// A payload that panics when it is dropped, which only the first one's catcher may do.
+    struct Bomb;
+
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            assert!(thread::panicking(), "dropped");
+        }
+    }
+
+    #[test]
+    fn surplus_payloads_are_not_dropped() {
+        let pool = Pool::new(3, Pinning::None);
+        for _ in 0..20 {
+            let result = catch_unwind(AssertUnwindSafe(|| {
+                pool.run(&|_| std::panic::panic_any(Bomb));
+            }));
+            std::mem::forget(result.unwrap_err());
+        }
+        pool.run(&|_| {});
     }
 }

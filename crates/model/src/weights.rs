@@ -179,7 +179,7 @@ impl<'a> Loader<'a> {
         let names = self.files.tensors.names();
         let unused: Vec<&str> =
             names.filter(|name| !self.used.contains(*name)).filter(loaded).collect();
-        if let Some(bias) = unused.iter().find(|name| name.ends_with(".bias")) {
+        if let Some(bias) = unused.iter().find(|name| name.rsplit('.').next() == Some("bias")) {
             let fault = self.files.tensors.fault(bias).found("a bias");
             let hint = "a bias here is not offered yet";
             return Err(fault.expected("a layer without it").hint(hint).unsupported());

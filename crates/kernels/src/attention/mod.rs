@@ -162,21 +162,42 @@ impl AttentionArgs<'_> {
             assert_eq!(sinks.len(), self.num_heads, "attention: one sink per head");
         }
         assert!(!matches!(self.mask, Mask::Sliding(0) | Mask::Chunked(0)), "attention: empty mask");
+        self.check_spans(out);
+    }
+
+    /// Tasks write to `out` at once, so no two queries of the spans may share a place there.
+    fn check_spans(&self, out: &[f32]) {
+        let (key_dim, value_dim) = (self.keys.layout.dim, self.value_dim());
+        let mut next = 0;
         for span in self.spans {
             if span.tokens.is_empty() {
                 continue;
             }
+            assert!(next <= span.tokens.start, "attention: spans overlap or descend");
+            next = span.tokens.end;
             let last = |strides: Strides, dim: usize| {
-                (span.tokens.end - 1) * strides.token + (self.num_heads - 1) * strides.head + dim
+                let token = (span.tokens.end - 1).checked_mul(strides.token)?;
+                let head = (self.num_heads - 1).checked_mul(strides.head)?;
+                token.checked_add(head)?.checked_add(dim)
             };
-            assert!(last(self.q_strides, keys.dim) <= self.q.len(), "attention: q too short");
+            let within = |last: Option<usize>, len: usize| last.is_some_and(|last| last <= len);
+            assert!(within(last(self.q_strides, key_dim), self.q.len()), "attention: q too short");
             assert!(
-                last(self.out_strides, self.value_dim()) <= out.len(),
+                within(last(self.out_strides, value_dim), out.len()),
                 "attention: out too short"
             );
             let reach = self.positions[span.tokens.end - 1] as usize;
             assert!(reach < span.blocks.len() * BLOCK_TOKENS, "attention: span beyond its blocks");
         }
+        let Strides { token, head } = self.out_strides;
+        // Heads within a token, or tokens within a head; either way one after the other.
+        let apart = |inner: usize, count: usize, outer: usize| {
+            inner >= value_dim && count.checked_mul(inner).is_some_and(|all| all <= outer)
+        };
+        assert!(
+            next == 0 || apart(head, self.num_heads, token) || apart(token, next, head),
+            "attention: outputs overlap"
+        );
     }
 }
 

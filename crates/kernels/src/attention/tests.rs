@@ -382,3 +382,37 @@ fn too_few_blocks_are_the_callers_mistake() {
     data.spans[0].blocks.end -= 1;
     data.whole(isa::current(), &Pool::new(1, Pinning::None));
 }
+
+#[test]
+#[should_panic(expected = "spans overlap or descend")]
+fn a_token_in_two_spans_is_the_callers_mistake() {
+    let mut data = Case::default().data();
+    let twice = data.spans[0].clone();
+    data.spans.insert(1, twice);
+    data.whole(isa::current(), &Pool::new(1, Pinning::None));
+}
+
+#[test]
+#[should_panic(expected = "outputs overlap")]
+fn strides_that_share_places_are_the_callers_mistake() {
+    let case = Case::default();
+    let data = case.data();
+    let tensor = |role, bytes| KvTensor { layout: case.layout(role), bytes };
+    let args = AttentionArgs {
+        q: &data.q,
+        q_strides: Strides::token_major(case.num_heads, case.key_dim),
+        num_heads: case.num_heads,
+        keys: tensor(KvRole::Keys, &data.keys),
+        values: Values::Cache(tensor(KvRole::Values, &data.values)),
+        spans: &data.spans,
+        block_ids: &data.block_ids,
+        positions: &data.positions,
+        mask: Mask::Full,
+        scale: 0.2,
+        softcap: None,
+        sinks: None,
+        out_strides: Strides { token: case.value_dim, head: case.value_dim },
+    };
+    let scratch = AttentionScratch::new(1, case.key_dim, case.value_dim);
+    attention(&Pool::new(1, Pinning::None), &args, &scratch, &mut data.out());
+}

@@ -26,6 +26,8 @@ impl<'a, S: Simd> BlockRows<'a, S> {
         (stride, block_bytes): (usize, usize),
         ahead: &'a LookAhead,
     ) -> Self {
+        // Gathers add offsets of 32 bits, signed, to the first row's address.
+        assert!(stride <= i32::MAX as usize / 15, "rows too far apart for one gather");
         let end = offset + (S::LANES - 1) * stride + block_bytes;
         assert!(end <= bytes.len(), "a panel reaches past its matrix");
         // SAFETY: `offset <= end <= len`, so the pointer stays within the slice.
@@ -56,6 +58,8 @@ impl<'a, S: Simd> BlockRows<'a, S> {
 /// all at once they would fill the processor's line buffers and stall the reads behind them.
 pub(crate) struct LookAhead {
     next: Cell<*const u8>,
+    /// No row is requested that starts here or later.
+    end: *const u8,
     stride: usize,
     rows_per_read: usize,
     lines: usize,
@@ -63,21 +67,33 @@ pub(crate) struct LookAhead {
 
 impl LookAhead {
     /// Requests `lines` cache lines of each row, `rows_per_read` rows at a time; the rows start
-    /// at `first` and are `stride` apart.
+    /// `first` bytes into `bytes` and are `stride` apart. Nothing past `bytes` is requested: it
+    /// may be another tensor's, or nobody's.
     #[inline(always)]
-    pub(crate) fn new(first: *const u8, stride: usize, rows_per_read: usize, lines: usize) -> Self {
-        Self { next: Cell::new(first), stride, rows_per_read, lines }
+    pub(crate) fn new(
+        bytes: &[u8],
+        first: usize,
+        stride: usize,
+        (rows_per_read, lines): (usize, usize),
+    ) -> Self {
+        let next = Cell::new(bytes.as_ptr().wrapping_add(first));
+        let beside_first = 64 * lines.saturating_sub(1);
+        let end = bytes.as_ptr().wrapping_add(bytes.len().saturating_sub(beside_first));
+        Self { next, end, stride, rows_per_read, lines }
     }
 
     /// Requests nothing.
     pub(crate) fn nothing() -> Self {
-        Self::new(std::ptr::null(), 0, 0, 0)
+        Self::new(&[], 0, 0, (0, 0))
     }
 
     #[inline(always)]
     fn request(&self) {
         for _ in 0..self.rows_per_read {
             let row = self.next.get();
+            if row >= self.end {
+                return;
+            }
             for line in 0..self.lines {
                 arch::prefetch(row.wrapping_add(64 * line));
             }

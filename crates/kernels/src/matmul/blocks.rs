@@ -116,7 +116,8 @@ fn unpack<S: Simd, F: BlockFormat>(
 }
 
 /// What to request from memory while the panel at `first` (which is `offset` bytes into its rows)
-/// is unpacked: a few panels further on. Past the end of the rows come the next panel's rows.
+/// is unpacked: a few panels further on. Past the end of the rows come the next panel's rows; past
+/// the matrix, nothing.
 #[inline(always)]
 fn look_ahead<S: Simd, F: BlockFormat>(
     bytes: &[u8],
@@ -131,8 +132,7 @@ fn look_ahead<S: Simd, F: BlockFormat>(
     }
     // A panel is unpacked by about `panel_bytes / 16` reads; they share the rows out.
     let rows_per_read = (S::LANES * 16).div_ceil(panel_bytes);
-    let first = bytes.as_ptr().wrapping_add(first + distance);
-    LookAhead::new(first, stride, rows_per_read, panel_bytes.div_ceil(64))
+    LookAhead::new(bytes, first + distance, stride, (rows_per_read, panel_bytes.div_ceil(64)))
 }
 
 /// Multiplies the panel, which holds `blocks`, with all `inputs`, as many at a time as registers

@@ -303,7 +303,8 @@ impl MoeLayer {
     /// Sums each token's experts, in the order of its choice, then the shared one. The sum is the
     /// best expert's output plus weighted differences from it: where all experts say the same, it
     /// is that to the bit, so an upcycled model equals its dense parent. (A difference in the last
-    /// bit would flip roundings of activations to 8 bits, and grow to percents of a logit.)
+    /// bit would flip roundings of the next layer's inputs, and grow: with inputs of eight bits, to
+    /// percents of a logit.)
     /// Returns whether all sums are finite, seen while they are in the cache.
     fn combine(&self, pool: &Pool, scratch: &MoeScratch, output: &mut [f32]) -> bool {
         let sound = AtomicBool::new(true);
