@@ -10,7 +10,7 @@
 //! o[d] = o[d]·c + sum_j p[j]·v[j][d]                                      fused, j ascending
 //! ```
 //!
-//! and at the end o[d] / (sum of the 16 l, folded 8, 4, 2, 1). Keys outside the query's window are
+//! and at the end o_d / (sum of the 16 l, folded 8, 4, 2, 1). Keys outside the query's window are
 //! left out, not multiplied by zero. Nothing depends on which other queries share the call, on the
 //! split over workers, or on where a chunk of the prompt began, so whole prefill, chunked prefill
 //! and token-by-token decoding give the same bits.
