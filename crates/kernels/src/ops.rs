@@ -288,7 +288,7 @@ impl Kernel for RmsNorm<'_> {
             let x: L = load_at(self.x, start);
             squares = x.mul_add(x, squares);
         }
-        let mean = lanes::sum(squares) / n as f32;
+        let mean = squares.sum() / n as f32;
         let scale = L::splat(1.0 / (mean + self.eps).sqrt());
         for start in (0..n).step_by(LANES) {
             let x: L = load_at(self.x, start);
@@ -315,14 +315,14 @@ impl Kernel for LayerNorm<'_> {
         for start in (0..n).step_by(LANES) {
             total = total + load_at::<L>(self.x, start);
         }
-        let mean = lanes::sum(total) / n as f32;
+        let mean = total.sum() / n as f32;
         let mut squares = L::splat(0.0);
         for start in (0..n).step_by(LANES) {
             // Beyond the end stands the mean, which is no distance from itself.
             let distance = load_padded::<L>(self.x, start, mean) - L::splat(mean);
             squares = distance.mul_add(distance, squares);
         }
-        let variance = lanes::sum(squares) / n as f32;
+        let variance = squares.sum() / n as f32;
         let scale = L::splat(1.0 / (variance + self.eps).sqrt());
         for start in (0..n).step_by(LANES) {
             let x = (load_at::<L>(self.x, start) - L::splat(mean)) * scale;
@@ -353,7 +353,7 @@ impl Kernel for Softmax<'_> {
             total = total + e;
             store_at(e, self.x, start);
         }
-        let total = L::splat(lanes::sum(total));
+        let total = L::splat(total.sum());
         for start in (0..n).step_by(LANES) {
             store_at(load_at::<L>(self.x, start) / total, self.x, start);
         }

@@ -103,15 +103,17 @@ pub(crate) trait Simd: Words + Integers + Floats {
     /// Tokens whose partial sums fit in registers at once: 1, 2, 4 or 8.
     const TILE: usize;
 
-    /// [`matmul::tile`] as a function of its own, compiled once for all formats of a form: inlined
-    /// into each of them, tiles of many inputs were most of the code.
+    /// [`matmul::tile`]. Where there are tiles of many inputs, a function of its own, compiled once
+    /// for all formats of a form: inlined into each of them, they were most of the code.
     fn tile<F: Form, const T: usize>(
         self,
         panel: &Panel<Self>,
         blocks: Range<usize>,
         inputs: &[QuantisedRow<'_>],
         acc: &mut [Self::F],
-    ) -> usize;
+    ) -> usize {
+        matmul::tile::<Self, F, T>(self, panel, blocks, inputs, acc)
+    }
 }
 
 /// Portable Rust: the reference for all others. Its operations are calls: unrolled into every
@@ -270,14 +272,4 @@ impl Floats for Scalar {
 
 impl Simd for Scalar {
     const TILE: usize = 1;
-
-    fn tile<F: Form, const T: usize>(
-        self,
-        panel: &Panel<Self>,
-        blocks: Range<usize>,
-        inputs: &[QuantisedRow<'_>],
-        acc: &mut [Self::F],
-    ) -> usize {
-        matmul::tile::<Self, F, T>(self, panel, blocks, inputs, acc)
-    }
 }

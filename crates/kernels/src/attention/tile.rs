@@ -302,7 +302,7 @@ impl Tile<'_> {
             let start = token * args.out_strides.token + head * args.out_strides.head;
             // SAFETY: this (token, head) belongs to this task alone.
             let out = unsafe { self.out.piece(start..start + dim) };
-            let total = lanes::sum(<lanes::Scalar as Lanes>::load(&self.scratch.l[row]));
+            let total = <lanes::Scalar as Lanes>::load(&self.scratch.l[row]).sum();
             let o = &self.scratch.o[row * pad(dim)..][..dim];
             for (out, o) in out.iter_mut().zip(o) {
                 *out = o / total;

@@ -40,7 +40,7 @@ pub(crate) fn choose(
     head: &mut [u8],
 ) -> [u8; 256] {
     let block = AffineBlock { high, scale_max: 63.0 };
-    let found = block.choose::<8, 32>(values, importance, half::through_f16);
+    let found = block.choose::<8, 32>(values, importance);
     half::write_f16(head, 0, found.d);
     half::write_f16(head, 2, found.e);
     encode(&found.scales, &mut head[4..16]);

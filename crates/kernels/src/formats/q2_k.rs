@@ -84,7 +84,7 @@ impl BlockFormat for Q2K {
 /// See [`BlockFormat::ENCODE`].
 fn encode(values: &[f32], importance: Option<&[f32]>, block: &mut [u8]) {
     let chooser = AffineBlock { high: 3.0, scale_max: 15.0 };
-    let found = chooser.choose::<16, 16>(values, importance, half::through_f16);
+    let found = chooser.choose::<16, 16>(values, importance);
     block.fill(0);
     for (byte, (sc, m)) in block.iter_mut().zip(found.scales) {
         *byte = sc | m << 4;

@@ -84,7 +84,7 @@ impl BlockFormat for Q3K {
 /// See [`BlockFormat::ENCODE`].
 fn encode(values: &[f32], importance: Option<&[f32]>, block: &mut [u8]) {
     let chooser = SymmetricBlock { codes: (-4.0, 3.0), scales: (-32.0, 31.0) };
-    let found = chooser.choose::<16, 16>(values, importance, half::through_f16);
+    let found = chooser.choose::<16, 16>(values, importance);
     block.fill(0);
     for (k, code) in found.codes.into_iter().enumerate() {
         let (byte, shift) = q2_k::place(k);

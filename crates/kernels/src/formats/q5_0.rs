@@ -44,7 +44,6 @@ impl BlockFormat for Q5_0 {
     }
 }
 
-/// Encodes one block; every weight counts alike.
 /// See [`BlockFormat::ENCODE`].
 fn encode(values: &[f32], importance: Option<&[f32]>, block: &mut [u8]) {
     let (d, codes) = search::one_scale(values, importance, (-16.0, 15.0));

@@ -46,7 +46,6 @@ impl BlockFormat for Q5_1 {
     }
 }
 
-/// Encodes one block; every weight counts alike.
 /// See [`BlockFormat::ENCODE`].
 fn encode(values: &[f32], importance: Option<&[f32]>, block: &mut [u8]) {
     let (d, min, codes) = search::scale_and_min(values, importance, 31.0);

@@ -79,7 +79,7 @@ impl BlockFormat for Q6K {
 /// See [`BlockFormat::ENCODE`].
 fn encode(values: &[f32], importance: Option<&[f32]>, block: &mut [u8]) {
     let chooser = SymmetricBlock { codes: (-32.0, 31.0), scales: (-128.0, 127.0) };
-    let found = chooser.choose::<16, 16>(values, importance, half::through_f16);
+    let found = chooser.choose::<16, 16>(values, importance);
     block.fill(0);
     half::write_f16(block, 208, found.d);
     for (byte, scale) in block[192..208].iter_mut().zip(found.scales) {

@@ -19,15 +19,6 @@ const LANES: usize = 8;
 /// How much each of `N` values' squared error counts.
 pub(crate) fn weigh<const N: usize>(values: &[f32], importance: Option<&[f32]>) -> [f32; N] {
     let mean = values.iter().map(|v| v * v).sum::<f32>() / N as f32;
-    weigh_around(values, importance, mean)
-}
-
-/// The same where values are compared with a larger surrounding of mean square `mean`.
-pub(crate) fn weigh_around<const N: usize>(
-    values: &[f32],
-    importance: Option<&[f32]>,
-    mean: f32,
-) -> [f32; N] {
     // An importance beyond all measure would make sums infinite, and every choice the same.
     let largest = importance.map_or(1.0, |all| all.iter().fold(0f32, |max, &i| max.max(i)));
     let unit = if largest > 0.0 && largest.is_finite() { 1.0 / largest } else { 0.0 };
@@ -69,6 +60,12 @@ fn sums<const N: usize, const K: usize>(f: impl Fn(usize) -> [f32; K]) -> [f32; 
     lanes.map(|l| ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7])))
 }
 
+/// The value that is farthest from zero, the first of equals.
+fn extreme(values: &[f32]) -> f32 {
+    let farther = |a: f32, &b: &f32| if b.abs() > a.abs() { b } else { a };
+    values.iter().fold(0f32, farther)
+}
+
 /// `N` values with their weights.
 #[derive(Clone, Copy)]
 pub(crate) struct Values<'a, const N: usize> {
@@ -94,17 +91,6 @@ impl<const N: usize> Values<'_, N> {
     fn codes(&self, scale: f32, min: f32, (low, high): (f32, f32)) -> [f32; N] {
         let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
         std::array::from_fn(|i| nearest(within((self.values[i] + min) * inverse, low, high)))
-    }
-
-    /// The value that is farthest from zero.
-    fn extreme(&self) -> f32 {
-        let mut extreme = 0f32;
-        for &value in self.values {
-            if value.abs() > extreme.abs() {
-                extreme = value;
-            }
-        }
-        extreme
     }
 
     /// The best `(scale, min)` found for codes `0..=high`; `min` is not negative if `is_unsigned`.
@@ -147,7 +133,7 @@ impl<const N: usize> Values<'_, N> {
     /// The best scale found for codes `low..=high`, which holds zero. It may be negative: the
     /// side with more codes then serves the side with larger values.
     pub(crate) fn symmetric(&self, (low, high): (f32, f32)) -> f32 {
-        let extreme = self.extreme();
+        let extreme = extreme(self.values);
         if extreme == 0.0 || !extreme.is_finite() {
             return 0.0;
         }
@@ -221,6 +207,25 @@ fn descend<T: Copy + PartialEq>(
     best.1
 }
 
+/// A block of 256 values in `S` sub-blocks of `N`, with their weights.
+struct SubBlocks<const S: usize, const N: usize> {
+    values: [[f32; N]; S],
+    weights: [[f32; N]; S],
+}
+
+impl<const S: usize, const N: usize> SubBlocks<S, N> {
+    fn new(values: &[f32], importance: Option<&[f32]>) -> Self {
+        let values: [[f32; N]; S] = std::array::from_fn(|j| part(values, j));
+        let weights =
+            std::array::from_fn(|j| weigh(&values[j], importance.map(|i| &i[j * N..][..N])));
+        Self { values, weights }
+    }
+
+    fn each(&self) -> [Values<'_, N>; S] {
+        std::array::from_fn(|j| Values { values: &self.values[j], weights: &self.weights[j] })
+    }
+}
+
 /// Bounds of a block of 256 in `S` affine sub-blocks of `N`.
 #[derive(Clone, Copy)]
 pub(crate) struct AffineBlock {
@@ -240,28 +245,24 @@ pub(crate) struct Affine<const S: usize> {
 }
 
 impl AffineBlock {
-    /// Chooses everything for 256 `values` in `S` sub-blocks of `N`; `round` is what storing does
-    /// to `d` and `e`.
+    /// Chooses everything for 256 `values` in `S` sub-blocks of `N`.
     pub(crate) fn choose<const S: usize, const N: usize>(
         self,
         values: &[f32],
         importance: Option<&[f32]>,
-        round: fn(f32) -> f32,
     ) -> Affine<S> {
-        let values: [[f32; N]; S] = std::array::from_fn(|j| part(values, j));
-        let weights: [[f32; N]; S] =
-            std::array::from_fn(|j| weigh(&values[j], importance.map(|i| &i[j * N..][..N])));
-        let subs: [Values<'_, N>; S] =
-            std::array::from_fn(|j| Values { values: &values[j], weights: &weights[j] });
+        let block = SubBlocks::<S, N>::new(values, importance);
+        let subs = block.each();
         let found = subs.map(|sub| sub.affine(self.high, true));
         let largest = |of: fn(&(f32, f32)) -> f32| found.iter().map(of).fold(0f32, f32::max);
-        let d = round(largest(|f| f.0) / self.scale_max);
-        let e = round(largest(|f| f.1) / self.scale_max);
+        let d = half::through_f16(largest(|f| f.0) / self.scale_max);
+        let e = half::through_f16(largest(|f| f.1) / self.scale_max);
         let mut best = self.settle(&subs, &found, (d, e));
         // With the codes known, better units may be: least squares over the whole block.
         for _ in 0..2 {
             let (d, e) = self.units(&subs, &best);
-            let next = self.settle(&subs, &found, (round(d), round(e)));
+            let (d, e) = (half::through_f16(d), half::through_f16(e));
+            let next = self.settle(&subs, &found, (d, e));
             if next.error >= best.error {
                 break;
             }
@@ -388,23 +389,17 @@ impl SymmetricBlock {
         &self,
         values: &[f32],
         importance: Option<&[f32]>,
-        round: fn(f32) -> f32,
     ) -> Symmetric<S> {
-        let values: [[f32; N]; S] = std::array::from_fn(|j| part(values, j));
-        let weights: [[f32; N]; S] =
-            std::array::from_fn(|j| weigh(&values[j], importance.map(|i| &i[j * N..][..N])));
-        let subs: [Values<'_, N>; S] =
-            std::array::from_fn(|j| Values { values: &values[j], weights: &weights[j] });
+        let block = SubBlocks::<S, N>::new(values, importance);
+        let subs = block.each();
         let found = subs.map(|sub| sub.symmetric(self.codes));
-        let mut extreme = 0f32;
-        for scale in found {
-            if scale.abs() > extreme.abs() {
-                extreme = scale;
-            }
-        }
-        let mut best = self.settle(&subs, &found, round(extreme / self.scales.0));
+        let settle = |d: f32| {
+            let d = half::through_f16(d);
+            self.settle(&found, d, |j, scale| subs[j].error(scale, 0.0, self.codes))
+        };
+        let mut best = settle(extreme(&found) / self.scales.0);
         for _ in 0..2 {
-            let next = self.settle(&subs, &found, round(self.unit(&subs, &best)));
+            let next = settle(self.unit(&subs, &best));
             if next.2 >= best.2 {
                 break;
             }
@@ -429,46 +424,34 @@ impl SymmetricBlock {
         importance: Option<&[f32]>,
         book: &Codebook,
     ) -> (f32, [f32; S]) {
-        let values: [[f32; N]; S] = std::array::from_fn(|j| part(values, j));
-        let weights: [[f32; N]; S] =
-            std::array::from_fn(|j| weigh(&values[j], importance.map(|i| &i[j * N..][..N])));
-        let subs: [Values<'_, N>; S] =
-            std::array::from_fn(|j| Values { values: &values[j], weights: &weights[j] });
+        let block = SubBlocks::<S, N>::new(values, importance);
+        let subs = block.each();
         let found: [f32; S] = std::array::from_fn(|j| book.scale(&subs[j]));
-        let mut extreme = 0f32;
-        for scale in found {
-            if scale.abs() > extreme.abs() {
-                extreme = scale;
-            }
-        }
-        let bound = |x: f32| within(x, self.scales.0, self.scales.1);
-        let d = half::through_f16(extreme / self.scales.0);
-        let scales = std::array::from_fn(|j| {
-            let first = if d == 0.0 { 0.0 } else { nearest(bound(found[j] / d)) };
-            let near = |s: f32| [1.0, -1.0, 2.0, -2.0, 0.0, 0.0, 0.0, 0.0].map(|a| bound(s + a));
-            descend(first, near, |s: f32| book.error(&subs[j], d * s))
-        });
+        let d = half::through_f16(extreme(&found) / self.scales.0);
+        let error = |j: usize, scale| book.error(&subs[j], scale);
+        let (d, scales, _) = self.settle(&found, d, error);
         (d, scales)
     }
 
-    /// The unit, the best stored scales for it, and their error.
-    fn settle<const S: usize, const N: usize>(
+    /// The unit, the best stored scales for it, and their error; `error` is that of a sub-block
+    /// under a scale.
+    fn settle<const S: usize>(
         &self,
-        subs: &[Values<'_, N>; S],
         found: &[f32; S],
         d: f32,
+        error: impl Fn(usize, f32) -> f32,
     ) -> (f32, [f32; S], f32) {
         let bound = |x: f32| within(x, self.scales.0, self.scales.1);
-        let mut error = 0.0;
+        let mut total = 0.0;
         let scales = std::array::from_fn(|j| {
             let first = if d == 0.0 { 0.0 } else { nearest(bound(found[j] / d)) };
             let near = |s: f32| [1.0, -1.0, 2.0, -2.0, 0.0, 0.0, 0.0, 0.0].map(|a| bound(s + a));
-            let of = |s: f32| subs[j].error(d * s, 0.0, self.codes);
+            let of = |s: f32| error(j, d * s);
             let best = descend(first, near, of);
-            error += of(best);
+            total += of(best);
             best
         });
-        (d, scales, error)
+        (d, scales, total)
     }
 
     /// The best unit for the codes that `best` gives.
@@ -538,7 +521,7 @@ impl Codebook {
 
     /// The best scale found; it may be negative.
     pub(crate) fn scale<const N: usize>(&self, of: &Values<'_, N>) -> f32 {
-        let extreme = of.extreme();
+        let extreme = extreme(of.values);
         if extreme == 0.0 || !extreme.is_finite() {
             return 0.0;
         }

@@ -1,9 +1,9 @@
 //! Sixteen floats at a time, the same bits on every instruction set.
 //!
 //! Norms, softmax, activation functions, attention and products with float weights are written
-//! once against [`Lanes`]. Every
-//! operation is an IEEE operation per lane (fused where it says so), and sums over lanes go through
-//! one fixed tree, so the scalar implementation is not merely close to the others: it is equal.
+//! once against [`Lanes`]. Every operation is an IEEE operation per lane (fused where it says so),
+//! and sums over lanes go through one fixed tree, so the scalar implementation is not merely close
+//! to the others: it is equal.
 //!
 //! Sixteen is the width of the widest registers we have; narrower ones use several.
 
@@ -90,12 +90,6 @@ pub(crate) fn run<K: Kernel>(isa: Isa, kernel: K) -> K::Out {
         Isa::Avx2 => unsafe { x86_64::run_avx2(kernel) },
         _ => kernel.run::<Scalar>(),
     }
-}
-
-/// [`Lanes::sum`].
-#[inline(always)]
-pub(crate) fn sum<L: Lanes>(x: L) -> f32 {
-    x.sum()
 }
 
 /// The largest lane (NaN lanes lose against whatever they meet second).

@@ -23,7 +23,7 @@ impl Kernel for Apply<'_> {
             "min" => x.min(y),
             "div" => x / y,
             "fma" => x.mul_add(y, x - y),
-            "sum" => L::splat(sum(x * y)),
+            "sum" => L::splat((x * y).sum()),
             "largest" => L::splat(largest(x)),
             "f16" => {
                 let mut bytes = [0; 32];

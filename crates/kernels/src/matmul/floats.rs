@@ -91,7 +91,7 @@ fn tile<L: Narrow, F: FloatFormat, const R: usize, const T: usize>(
     for t in 0..T {
         unit.output(token + t, row..row + R, |out| {
             for r in 0..R {
-                out[r] = weight.factor().apply(lanes::sum(sums[r][t]));
+                out[r] = weight.factor().apply(sums[r][t].sum());
             }
         });
     }

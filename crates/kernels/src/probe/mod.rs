@@ -118,7 +118,7 @@ impl Kernel for Sum<'_> {
             }
         }
         let [a, b, c, d] = sums;
-        lanes::sum(a + b + (c + d))
+        (a + b + (c + d)).sum()
     }
 }
 
@@ -146,7 +146,7 @@ fn fused_turns<L: Narrow, const N: usize>() -> f64 {
         }
     }
     for chain in chains {
-        black_box(lanes::sum(chain));
+        black_box(chain.sum());
     }
     (TURNS * N * LANES * 2) as f64
 }
