@@ -5,11 +5,11 @@
 //! dense models the mixes are too, so that sizes and expectations carry over. Models with experts
 //! differ: there nearly all bytes are experts, so attention and shared experts, which every token
 //! meets, are kept finer at next to no cost.
-//!
-//! Formats are named, not typed, so that a row stands here as soon as it makes sense; a type of
-//! which a format cannot be written yet is not offered.
 
-use moeba_kernels::dtype::DType;
+use moeba_kernels::dtype::DType::{
+    self, BF16, F16, F32, Iq4Nl, Iq4Xs, Mxfp4, Nvfp4, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K,
+    Q6K, Q8_0,
+};
 
 /// A type a model can be converted to.
 #[derive(Debug)]
@@ -19,9 +19,9 @@ pub struct Target {
     /// Its number under `general.file_type`.
     pub file_type: u32,
     /// The format of most matrices.
-    base: &'static str,
+    base: DType,
     /// The format of the head, and of embeddings that serve as the head too.
-    head: &'static str,
+    head: DType,
     /// What gets another format than `base`; the first that applies is taken.
     finer: &'static [Finer],
     /// The same for models with experts, asked first.
@@ -34,7 +34,7 @@ struct Finer {
     /// The tensors' names in GGUF, without layer and `.weight`; none for all of them.
     stems: &'static [&'static str],
     when: When,
-    format: &'static str,
+    format: DType,
 }
 
 /// In which layers or models a rule applies.
@@ -76,23 +76,23 @@ const FUSED_EXPERTS: &[&str] = &["ffn_gate_up_exps"];
 const FFN: &[&str] = &["ffn_gate", "ffn_up", "ffn_down"];
 const ALL: &[&str] = &[];
 
-const fn finer(stems: &'static [&'static str], when: When, format: &'static str) -> Finer {
+const fn finer(stems: &'static [&'static str], when: When, format: DType) -> Finer {
     Finer { stems, when, format }
 }
 
 /// Attention and shared experts beside experts of two to four bits.
 const BESIDE_SMALL: &[Finer] = &[
-    finer(KEYS, When::Always, "Q8_0"),
-    finer(OUT, When::Always, "Q5_K"),
-    finer(SHARED, When::Always, "Q6_K"),
+    finer(KEYS, When::Always, Q8_0),
+    finer(OUT, When::Always, Q5K),
+    finer(SHARED, When::Always, Q6K),
 ];
 /// The same beside experts of five or six bits.
 const BESIDE_LARGE: &[Finer] =
-    &[finer(KEYS, When::Always, "Q8_0"), finer(SHARED, When::Always, "Q8_0")];
+    &[finer(KEYS, When::Always, Q8_0), finer(SHARED, When::Always, Q8_0)];
 
 const fn target(
     (name, file_type): (&'static str, u32),
-    (base, head): (&'static str, &'static str),
+    (base, head): (DType, DType),
     finer: &'static [Finer],
     finer_with_experts: &'static [Finer],
 ) -> Target {
@@ -103,121 +103,115 @@ const fn target(
 static TARGETS: &[Target] = &[
     target(
         ("Q2_K", 10),
-        ("Q2_K", "Q6_K"),
+        (Q2K, Q6K),
         &[
-            finer(V, When::SharedKeys, "Q4_K"),
-            finer(V, When::Always, "Q3_K"),
-            finer(DOWN, When::Always, "Q3_K"),
-            finer(OUT, When::Always, "Q3_K"),
+            finer(V, When::SharedKeys, Q4K),
+            finer(V, When::Always, Q3K),
+            finer(DOWN, When::Always, Q3K),
+            finer(OUT, When::Always, Q3K),
         ],
         BESIDE_SMALL,
     ),
     target(
         ("Q2_K_S", 21),
-        ("Q2_K", "Q6_K"),
-        &[finer(V, When::SharedKeys, "Q4_K"), finer(DOWN, When::FirstOf(8), "Q4_K")],
+        (Q2K, Q6K),
+        &[finer(V, When::SharedKeys, Q4K), finer(DOWN, When::FirstOf(8), Q4K)],
         BESIDE_SMALL,
     ),
-    target(("Q3_K_S", 11), ("Q3_K", "Q6_K"), &[], BESIDE_SMALL),
+    target(("Q3_K_S", 11), (Q3K, Q6K), &[], BESIDE_SMALL),
     target(
         ("Q3_K_M", 12),
-        ("Q3_K", "Q6_K"),
+        (Q3K, Q6K),
         &[
-            finer(V, When::First(2), "Q5_K"),
-            finer(V, When::Always, "Q4_K"),
-            finer(DOWN, When::FirstOf(16), "Q5_K"),
-            finer(DOWN, When::Always, "Q4_K"),
-            finer(OUT, When::Always, "Q4_K"),
-            finer(FUSED, When::Always, "Q4_K"),
+            finer(V, When::First(2), Q5K),
+            finer(V, When::Always, Q4K),
+            finer(DOWN, When::FirstOf(16), Q5K),
+            finer(DOWN, When::Always, Q4K),
+            finer(OUT, When::Always, Q4K),
+            finer(FUSED, When::Always, Q4K),
         ],
         BESIDE_SMALL,
     ),
     target(
         ("Q3_K_L", 13),
-        ("Q3_K", "Q6_K"),
+        (Q3K, Q6K),
         &[
-            finer(V, When::Always, "Q5_K"),
-            finer(DOWN, When::Always, "Q5_K"),
-            finer(OUT, When::Always, "Q5_K"),
-            finer(FUSED, When::Always, "Q4_K"),
+            finer(V, When::Always, Q5K),
+            finer(DOWN, When::Always, Q5K),
+            finer(OUT, When::Always, Q5K),
+            finer(FUSED, When::Always, Q4K),
         ],
         BESIDE_SMALL,
     ),
     target(
         ("IQ4_XS", 30),
-        ("IQ4_XS", "Q6_K"),
-        &[
-            finer(V, When::SharedKeys, "Q5_K"),
-            Finer { stems: DOWN, when: When::Unmeasured, format: "Q5_K" },
-        ],
+        (Iq4Xs, Q6K),
+        &[finer(V, When::SharedKeys, Q5K), finer(DOWN, When::Unmeasured, Q5K)],
         BESIDE_SMALL,
     ),
     target(
         ("IQ4_NL", 25),
-        ("IQ4_NL", "Q6_K"),
-        &[
-            finer(V, When::SharedKeys, "Q5_K"),
-            Finer { stems: DOWN, when: When::Unmeasured, format: "Q5_K" },
-        ],
+        (Iq4Nl, Q6K),
+        &[finer(V, When::SharedKeys, Q5K), finer(DOWN, When::Unmeasured, Q5K)],
         BESIDE_SMALL,
     ),
-    target(("Q4_0", 2), ("Q4_0", "Q6_K"), &[], BESIDE_SMALL),
-    target(("Q4_1", 3), ("Q4_1", "Q6_K"), &[], BESIDE_SMALL),
+    target(("Q4_0", 2), (Q4_0, Q6K), &[], BESIDE_SMALL),
+    target(("Q4_1", 3), (Q4_1, Q6K), &[], BESIDE_SMALL),
     target(
         ("Q4_K_S", 14),
-        ("Q4_K", "Q6_K"),
-        &[finer(V, When::First(4), "Q5_K"), finer(DOWN, When::FirstOf(8), "Q5_K")],
+        (Q4K, Q6K),
+        &[finer(V, When::First(4), Q5K), finer(DOWN, When::FirstOf(8), Q5K)],
         BESIDE_SMALL,
     ),
     target(
         ("Q4_K_M", 15),
-        ("Q4_K", "Q6_K"),
+        (Q4K, Q6K),
         &[
-            finer(V, When::Spread, "Q6_K"),
-            finer(DOWN, When::Spread, "Q6_K"),
-            finer(FUSED, When::Always, "Q5_K"),
+            finer(V, When::Spread, Q6K),
+            finer(DOWN, When::Spread, Q6K),
+            finer(FUSED, When::Always, Q5K),
         ],
         BESIDE_SMALL,
     ),
     target(
         ("MXFP4", 38),
-        ("MXFP4", "Q8_0"),
-        &[finer(FFN, When::Always, "MXFP4"), finer(ALL, When::Always, "Q8_0")],
+        (Mxfp4, Q8_0),
+        &[finer(FFN, When::Always, Mxfp4), finer(ALL, When::Always, Q8_0)],
         &[
-            finer(EXPERTS, When::Always, "MXFP4"),
-            finer(FUSED_EXPERTS, When::Always, "MXFP4"),
-            finer(ALL, When::Always, "Q8_0"),
+            finer(EXPERTS, When::Always, Mxfp4),
+            finer(FUSED_EXPERTS, When::Always, Mxfp4),
+            finer(ALL, When::Always, Q8_0),
         ],
     ),
     target(
         ("NVFP4", 39),
-        ("NVFP4", "Q8_0"),
-        &[finer(FFN, When::Always, "NVFP4"), finer(ALL, When::Always, "Q8_0")],
+        (Nvfp4, Q8_0),
+        &[finer(FFN, When::Always, Nvfp4), finer(ALL, When::Always, Q8_0)],
         &[
-            finer(EXPERTS, When::Always, "NVFP4"),
+            finer(EXPERTS, When::Always, Nvfp4),
             // No other reader knows a name for their factors.
-            finer(FUSED_EXPERTS, When::Always, "IQ4_NL"),
-            finer(ALL, When::Always, "Q8_0"),
+            finer(FUSED_EXPERTS, When::Always, Iq4Nl),
+            finer(ALL, When::Always, Q8_0),
         ],
     ),
-    target(("Q5_0", 8), ("Q5_0", "Q6_K"), &[], BESIDE_LARGE),
-    target(("Q5_1", 9), ("Q5_1", "Q6_K"), &[], BESIDE_LARGE),
-    target(("Q5_K_S", 16), ("Q5_K", "Q6_K"), &[], BESIDE_LARGE),
+    target(("Q5_0", 8), (Q5_0, Q6K), &[], BESIDE_LARGE),
+    target(("Q5_1", 9), (Q5_1, Q6K), &[], BESIDE_LARGE),
+    target(("Q5_K_S", 16), (Q5K, Q6K), &[], BESIDE_LARGE),
     target(
         ("Q5_K_M", 17),
-        ("Q5_K", "Q6_K"),
+        (Q5K, Q6K),
         &[
-            finer(V, When::Spread, "Q6_K"),
-            finer(DOWN, When::Spread, "Q6_K"),
-            finer(FUSED, When::Always, "Q6_K"),
+            finer(V, When::Spread, Q6K),
+            finer(DOWN, When::Spread, Q6K),
+            finer(FUSED, When::Always, Q6K),
         ],
         BESIDE_LARGE,
     ),
-    target(("Q6_K", 18), ("Q6_K", "Q6_K"), &[], BESIDE_LARGE),
-    target(("Q8_0", 7), ("Q8_0", "Q8_0"), &[], &[]),
-    target(("F16", 1), ("F16", "F16"), &[], &[]),
-    target(("BF16", 32), ("BF16", "BF16"), &[], &[]),
-    target(("F32", 0), ("F32", "F32"), &[], &[]),
+    target(("Q6_K", 18), (Q6K, Q6K), &[], BESIDE_LARGE),
+    target(("Q8_0", 7), (Q8_0, Q8_0), &[], &[]),
+    target(("F16", 1), (F16, F16), &[], &[]),
+    target(("BF16", 32), (BF16, BF16), &[], &[]),
+    target(("F32", 0), (F32, F32), &[], &[]),
 ];
 
 /// Other names people type.
@@ -226,15 +220,15 @@ static ALIASES: &[(&str, &str)] =
 
 /// What stands in for a format whose blocks do not fit a tensor's rows, best first. The next
 /// finer format of short blocks is taken, so that nothing is lost but size.
-static FALLBACKS: &[(&str, &[&str])] = &[
-    ("Q2_K", &["IQ4_NL", "Q4_0"]),
-    ("Q3_K", &["IQ4_NL", "Q4_0"]),
-    ("IQ4_XS", &["IQ4_NL", "Q4_1"]),
-    ("Q4_K", &["Q5_0", "Q8_0"]),
-    ("Q5_K", &["Q5_1", "Q8_0"]),
-    ("Q6_K", &["Q8_0"]),
-    ("NVFP4", &["IQ4_NL", "Q8_0"]),
-    ("MXFP4", &["Q8_0"]),
+static FALLBACKS: &[(DType, &[DType])] = &[
+    (Q2K, &[Iq4Nl, Q4_0]),
+    (Q3K, &[Iq4Nl, Q4_0]),
+    (Iq4Xs, &[Iq4Nl, Q4_1]),
+    (Q4K, &[Q5_0, Q8_0]),
+    (Q5K, &[Q5_1, Q8_0]),
+    (Q6K, &[Q8_0]),
+    (Nvfp4, &[Iq4Nl, Q8_0]),
+    (Mxfp4, &[Q8_0]),
 ];
 
 /// Whether conversions can write `dtype`: GGUF holds it.
@@ -242,19 +236,10 @@ pub fn is_writable(dtype: DType) -> bool {
     dtype.can_encode() && dtype.format().ggml_type.is_some()
 }
 
-/// The format called `name`, if it can be written.
-fn writable(name: &str) -> Option<DType> {
-    DType::from_name(name).filter(|&dtype| is_writable(dtype))
-}
-
 impl Target {
-    /// The types that can be written, from coarse to fine.
+    /// All types, from coarse to fine.
     pub fn all() -> impl Iterator<Item = &'static Target> {
-        TARGETS.iter().filter(|target| {
-            let rules = target.finer.iter().chain(target.finer_with_experts);
-            let mut formats = rules.map(|rule| rule.format).chain([target.base]);
-            formats.all(|format| writable(format).is_some())
-        })
+        TARGETS.iter()
     }
 
     /// The type called `name`, in any case.
@@ -266,19 +251,19 @@ impl Target {
 
     /// The format of most matrices.
     pub(super) fn base(&self) -> DType {
-        writable(self.base).expect("types that cannot be written are not offered")
+        self.base
     }
 
     /// The format the mix gives the matrix called `stem` of layer `layer`.
     pub(super) fn choose(&self, stem: &str, layer: usize, context: &Context) -> DType {
         if stem == "output" || stem == "token_embd" && context.is_tied {
-            return writable(self.head).unwrap_or_else(|| self.base());
+            return self.head;
         }
         let with_experts = if context.has_experts { self.finer_with_experts } else { &[] };
         let rules = with_experts.iter().chain(self.finer);
         let names = |rule: &Finer| rule.stems.is_empty() || rule.stems.contains(&stem);
         let mut applying = rules.filter(|rule| names(rule) && rule.when.holds(layer, context));
-        applying.find_map(|rule| writable(rule.format)).unwrap_or_else(|| self.base())
+        applying.next().map_or(self.base, |rule| rule.format)
     }
 }
 
@@ -302,10 +287,9 @@ impl When {
 /// `dtype`, or what stands in for it where rows of `cols` numbers are no whole blocks.
 pub(super) fn fitting(dtype: DType, cols: usize) -> DType {
     let fits = |dtype: &DType| dtype.row_bytes(cols).is_some();
-    let listed = FALLBACKS.iter().find(|(name, _)| *name == dtype.name());
+    let listed = FALLBACKS.iter().find(|(own, _)| *own == dtype);
     let others = listed.map_or(&[][..], |(_, others)| others);
-    let others = others.iter().filter_map(|name| writable(name));
-    std::iter::once(dtype).chain(others).find(fits).unwrap_or(DType::F16)
+    std::iter::once(dtype).chain(others.iter().copied()).find(fits).unwrap_or(F16)
 }
 
 #[cfg(test)]
@@ -348,15 +332,15 @@ mod tests {
     }
 
     #[test]
-    fn every_format_of_the_tables_is_a_word_of_the_format() {
-        let known = |name: &str| crate::files::is_ggml_type(name);
+    fn every_format_of_the_tables_can_be_written() {
         for target in TARGETS {
-            assert!(known(target.base) && known(target.head), "{}", target.name);
+            assert!(is_writable(target.base) && is_writable(target.head), "{}", target.name);
             let rules = target.finer.iter().chain(target.finer_with_experts);
-            rules.for_each(|rule| assert!(known(rule.format), "{}", rule.format));
+            rules.for_each(|rule| assert!(is_writable(rule.format), "{}", rule.format));
         }
-        for (name, others) in FALLBACKS {
-            assert!(known(name) && others.iter().all(|other| known(other)), "{name}");
+        for (dtype, others) in FALLBACKS {
+            let sound = is_writable(*dtype) && others.iter().all(|other| is_writable(*other));
+            assert!(sound, "{dtype}");
         }
     }
 }

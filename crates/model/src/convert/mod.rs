@@ -245,11 +245,20 @@ impl Conversion {
         let first = writer.num_written();
         let mut done: u64 =
             self.header.tensors[..first].iter().map(|tensor| tensor_bytes(tensor) as u64).sum();
+        let mut factors = Vec::new();
         for index in first..self.jobs.len() {
-            let ending = self.write_tensor(&mut writer, index, pool, &mut |bytes| {
+            let job = &self.jobs[index];
+            factors = match job.what {
+                What::Numbers => Vec::new(),
+                // They follow their quotients, which an earlier attempt may have written.
+                What::Factors if index > first => factors,
+                What::Quotients | What::Factors => factors::of(&self.pieces[job.piece], pool),
+            };
+            let mut on_bytes = |bytes| {
                 done += bytes;
                 on_bytes(done)
-            })?;
+            };
+            let ending = self.write_tensor(&mut writer, index, (&factors, pool), &mut on_bytes)?;
             if ending.is_break() {
                 return Ok(Ending::Stopped);
             }
@@ -262,7 +271,7 @@ impl Conversion {
         &self,
         writer: &mut GgufWriter,
         index: usize,
-        pool: &Pool,
+        (factors, pool): (&[f32], &Pool),
         on_bytes: &mut dyn FnMut(u64) -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>, LoadError> {
         let (job, tensor) = (&self.jobs[index], &self.header.tensors[index]);
@@ -272,7 +281,6 @@ impl Conversion {
             Ok::<_, LoadError>(on_bytes(bytes.len() as u64))
         };
         if job.what == What::Factors {
-            let factors = factors::of(piece, pool);
             let bytes: Vec<u8> = factors.iter().flat_map(|factor| factor.to_le_bytes()).collect();
             return append(&bytes);
         }
@@ -288,10 +296,9 @@ impl Conversion {
         }
         let cols = *tensor.shape.last().expect("the header was checked");
         let row_bytes = tensor.dtype.row_bytes(cols).expect("the header was checked");
-        let factors = (job.what == What::Quotients).then(|| factors::of(piece, pool));
         // Importances and factors hold for one matrix, so no step reaches into the next one.
         let importance = job.importance.as_deref().unwrap_or_default();
-        let matrices = factors.as_ref().map_or(1, Vec::len).max(importance.len() / cols);
+        let matrices = factors.len().max(importance.len() / cols).max(1);
         let (rows, mut buffer) = (numbers(tensor) / cols, Vec::new());
         let group = rows / matrices;
         let step = (STEP_NUMBERS / cols).clamp(1, group);
@@ -301,7 +308,7 @@ impl Conversion {
             buffer.resize((end - first) * row_bytes, 0);
             let own = importance.chunks(cols).cycle().nth(matrix);
             let own = own.filter(|own| own.iter().any(|&v| v > 0.0));
-            let factor = factors.as_ref().map_or(1.0, |factors| factors[matrix]);
+            let factor = factors.get(matrix).copied().unwrap_or(1.0);
             let bad = AtomicUsize::new(usize::MAX);
             encode_rows(pool, tensor.dtype, (cols, own), &mut buffer, |row, values| {
                 (piece.read)(first + row, values);

@@ -6,8 +6,10 @@
 
 use crate::error::LoadError;
 use crate::files::{ModelFiles, Value};
-use crate::spec::{Ffn, Gqa, Mask, Mixer, Mla, ModelSpec, Moe, QueryScale, Renormalise};
-use crate::spec::{Rope, RopeScaling, RouterScore};
+use crate::spec::{
+    Ffn, Gqa, Mask, Mixer, Mla, ModelSpec, Moe, QueryScale, Renormalise, Rope, RopeScaling,
+    RouterScore,
+};
 
 use super::config::{INTERMEDIATE_MAX, Key, key};
 use super::rope::{

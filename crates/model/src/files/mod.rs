@@ -27,8 +27,6 @@ use moeba_kernels::os::memory::Bytes;
 
 use directory::Layout;
 pub(crate) use gguf::ContentHash;
-#[cfg(test)]
-pub(crate) use gguf::is_type as is_ggml_type;
 pub use gguf::{GgufHeader, GgufTensor, GgufWriter, shard_name};
 pub use limits::Limits;
 pub use metadata::{FromValue, Metadata};

@@ -23,7 +23,7 @@ use moeba_kernels::os::memory::Bytes;
 use moeba_kernels::tensor::{Factor, Matrix, ScaleType, Scales};
 
 use crate::error::{Fault, LoadError};
-use crate::files::{Container, ModelFiles, StoredType, TensorSource};
+use crate::files::{Container, ModelFiles, StoredType, TensorHeader, TensorSource};
 
 pub(crate) use method::check as check_method;
 use shapes::{GUARD_HINT, int4_group, scale_type, trivial_g_idx};
@@ -96,7 +96,36 @@ impl Planes {
 
 /// Whether the file holds this tensor, or one that stands for it.
 pub(crate) fn holds(source: &TensorSource, name: &str) -> bool {
-    source.contains(name) || ["_packed", "_blocks"].iter().any(|s| source.contains(&with(name, s)))
+    header(source, name).is_some()
+}
+
+/// Of this tensor, or of the packed codes that stand for it.
+fn header<'a>(source: &'a TensorSource, name: &str) -> Option<&'a TensorHeader> {
+    let packed = || ["_packed", "_blocks"].iter().find_map(|s| source.header(&with(name, s)));
+    source.header(name).or_else(packed)
+}
+
+/// The dimensions of the numbers called `name`, or of what is packed in their place.
+///
+/// # Panics
+/// If the file does not hold them.
+pub(crate) fn shape(source: &TensorSource, name: &str) -> Vec<usize> {
+    let header = header(source, name).expect("whoever asks has found it");
+    let mut shape = header.shape.clone();
+    let per_element = match header.stored {
+        StoredType::Known(_) => 1,
+        StoredType::Other("I32") => 8,
+        StoredType::Other(_) if header.name.ends_with("_blocks") => {
+            // Blocks are a dimension of their own.
+            shape.pop();
+            32
+        }
+        StoredType::Other(_) => 2,
+    };
+    if let Some(cols) = shape.last_mut() {
+        *cols *= per_element;
+    }
+    shape
 }
 
 fn with(name: &str, suffix: &str) -> String {

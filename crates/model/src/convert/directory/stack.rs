@@ -7,7 +7,7 @@ use moeba_kernels::tensor::Matrix;
 
 use crate::error::LoadError;
 use crate::families::names::{Naming, Role, bias_of};
-use crate::files::{ModelFiles, StoredType, TensorSource};
+use crate::files::ModelFiles;
 use crate::planes::{self, Finder, Planes, Stored};
 
 /// Supplies row `row` of a tensor, counted through all its leading dimensions.
@@ -66,7 +66,7 @@ impl Found {
 
     /// The tensors `names`; of one dimension more than each, if they are `stacked`.
     fn of(files: &ModelFiles, names: &[String], stacked: bool) -> Result<Found, LoadError> {
-        let mut shape = shape(&files.tensors, &names[0]);
+        let mut shape = planes::shape(&files.tensors, &names[0]);
         let cols = shape.last().copied().unwrap_or(1);
         let (count, rows) = match shape[..] {
             [count, rows, _] => (Some(count), rows),
@@ -134,26 +134,4 @@ fn turned(stack: &Stack, first: usize, count: usize) -> Arc<[f32]> {
         }
     }
     turned.into()
-}
-
-/// The dimensions of the numbers called `name`, or of what is packed in their place.
-fn shape(source: &TensorSource, name: &str) -> Vec<usize> {
-    let names = [name.to_owned(), format!("{name}_packed"), format!("{name}_blocks")];
-    let header = names.iter().find_map(|name| source.header(name));
-    let header = header.expect("whoever asks has found it");
-    let mut shape = header.shape.clone();
-    let per_element = match header.stored {
-        StoredType::Known(_) => 1,
-        StoredType::Other("I32") => 8,
-        StoredType::Other(_) if header.name.ends_with("_blocks") => {
-            // Blocks are a dimension of their own.
-            shape.pop();
-            32
-        }
-        StoredType::Other(_) => 2,
-    };
-    if let Some(cols) = shape.last_mut() {
-        *cols *= per_element;
-    }
-    shape
 }

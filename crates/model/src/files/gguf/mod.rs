@@ -18,8 +18,6 @@ use moeba_kernels::os::memory::Bytes;
 pub(crate) use journal::Hash as ContentHash;
 pub(super) use split::open;
 pub use split::shard_name;
-#[cfg(test)]
-pub(crate) use types::is_type;
 pub use writer::{GgufHeader, GgufTensor, GgufWriter};
 
 use super::cursor::Cursor;
@@ -228,7 +226,7 @@ impl Reader<'_> {
     ) -> Result<(super::tensors::StoredType, u64), LoadError> {
         let fault = self.cursor.fault().tensor(name);
         let id = self.cursor.u32("tensor type")?;
-        let Some(stored) = types::GgmlType::find(id) else {
+        let Some(row) = types::GgmlType::find(id) else {
             return Err(fault
                 .expected(format_args!("a tensor type, such as {}", supported_types()))
                 .found(format_args!("type number {id}"))
@@ -237,25 +235,26 @@ impl Reader<'_> {
         if extents.contains(&0) {
             return Err(fault.expected("no empty dimension").found(shape_text(extents)).damaged());
         }
-        if !extents[0].is_multiple_of(stored.block_len) {
+        if !extents[0].is_multiple_of(row.block_len) {
             return Err(fault
                 .expected(format_args!(
                     "rows of a multiple of {} elements, as {} wants",
-                    stored.block_len, stored.name
+                    row.block_len,
+                    row.stored.name()
                 ))
                 .found(shape_text(extents))
                 .damaged());
         }
         let bytes = checked::product(extents)
             .filter(|&elements| usize::try_from(elements).is_ok())
-            .and_then(|e| checked::block_bytes(e, stored.block_len, stored.block_bytes));
+            .and_then(|e| checked::block_bytes(e, row.block_len, row.block_bytes));
         let Some(bytes) = bytes else {
             return Err(fault
                 .expected("a size that fits 64 bits")
                 .found(shape_text(extents))
                 .damaged());
         };
-        Ok((stored.stored(), bytes))
+        Ok((row.stored, bytes))
     }
 }
 

@@ -62,25 +62,32 @@ impl GgufWriter {
     /// # Errors
     /// If a value or shape cannot be expressed, or the disk refuses.
     pub fn create(path: &Path, header: &GgufHeader) -> Result<Self, LoadError> {
-        let mut tensors = Vec::with_capacity(header.tensors.len());
-        for tensor in &header.tensors {
-            tensors.push((tensor.name.clone(), tensor_bytes(path, tensor)?));
-        }
-        let encoded = encode_header(path, header, &tensors)?;
+        let sizes = tensor_sizes(path, header)?;
+        let encoded = encode_header(path, header, &sizes)?;
         let temporary = temporary_path(path);
         let file = OpenOptions::new()
             .write(true)
             .create_new(true)
             .open(&temporary)
             .map_err(|e| LoadError::io("create", &temporary, e))?;
-        let out = BufWriter::with_capacity(1 << 20, file);
-        let (path, current, written, journal) = (path.to_owned(), 0, 0, None);
-        let finished = false;
-        let discarded = false;
-        let mut writer =
-            Self { out, temporary, path, tensors, current, written, finished, journal, discarded };
+        let mut writer = Self::new(path, (file, temporary), sizes);
         writer.put(&encoded)?;
         Ok(writer)
+    }
+
+    /// A writer to `temporary`, which is open and is to become `path`.
+    fn new(path: &Path, (file, temporary): (File, PathBuf), tensors: Vec<(String, u64)>) -> Self {
+        Self {
+            out: BufWriter::with_capacity(1 << 20, file),
+            temporary,
+            path: path.to_owned(),
+            tensors,
+            current: 0,
+            written: 0,
+            finished: false,
+            journal: None,
+            discarded: false,
+        }
     }
 
     /// Starts the file, or goes on with what an earlier attempt at the same file has left.
@@ -94,10 +101,7 @@ impl GgufWriter {
     /// If a value or shape cannot be expressed, another process writes this file, or the disk
     /// refuses.
     pub fn resume(path: &Path, header: &GgufHeader, key: u64) -> Result<Self, LoadError> {
-        let mut tensors = Vec::with_capacity(header.tensors.len());
-        for tensor in &header.tensors {
-            tensors.push((tensor.name.clone(), tensor_bytes(path, tensor)?));
-        }
+        let tensors = tensor_sizes(path, header)?;
         let encoded = encode_header(path, header, &tensors)?;
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let temporary = path.with_file_name(format!("{name}.partial"));
@@ -121,17 +125,10 @@ impl GgufWriter {
         let finished = sizes.iter().map(|size| size.0).zip(done.iter().copied());
         let journal = Journal::start(&temporary, key, finished)
             .map_err(|error| LoadError::io("write", &journal, error))?;
-        let mut writer = Self {
-            out: BufWriter::with_capacity(1 << 20, file),
-            temporary,
-            path: path.to_owned(),
-            tensors,
-            current: done.len(),
-            written: 0,
-            finished: false,
-            journal: Some((journal, Hash::default())),
-            discarded,
-        };
+        let mut writer = Self::new(path, (file, temporary), tensors);
+        writer.current = done.len();
+        writer.journal = Some((journal, Hash::default()));
+        writer.discarded = discarded;
         if done.is_empty() {
             writer.put(&encoded)?;
         }
@@ -286,6 +283,12 @@ fn temporary_path(path: &Path) -> PathBuf {
     path.with_file_name(format!("{name}.{}-{number}.part", std::process::id()))
 }
 
+/// Name and bytes of each tensor.
+fn tensor_sizes(path: &Path, header: &GgufHeader) -> Result<Vec<(String, u64)>, LoadError> {
+    let size = |tensor: &GgufTensor| Ok((tensor.name.clone(), tensor_bytes(path, tensor)?));
+    header.tensors.iter().map(size).collect()
+}
+
 /// The size of `tensor` in bytes.
 fn tensor_bytes(path: &Path, tensor: &GgufTensor) -> Result<u64, LoadError> {
     let ggml_type = tensor.dtype.format().ggml_type.and_then(types::GgmlType::find);
@@ -302,7 +305,7 @@ fn tensor_bytes(path: &Path, tensor: &GgufTensor) -> Result<u64, LoadError> {
     bytes.ok_or_else(|| {
         Fault::new(path)
             .tensor(&tensor.name)
-            .expected(format_args!("1 to 4 dimensions in rows of whole {} blocks", row.name))
+            .expected(format_args!("1 to 4 dimensions in rows of whole {} blocks", tensor.dtype))
             .found(format_args!("shape {:?}", tensor.shape))
             .config()
     })
