@@ -10,6 +10,7 @@ mod args;
 mod clock;
 mod commands;
 mod gguf_words;
+mod input;
 mod interrupt;
 mod machine;
 mod models;

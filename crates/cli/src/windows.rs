@@ -8,7 +8,7 @@ use moeba_model::files::{self, ModelFiles};
 use moeba_text::Specials;
 
 use crate::args::TextArgs;
-use crate::commands;
+use crate::input;
 use crate::machine;
 use crate::models::Library;
 use crate::progress::{Bar, Progress};
@@ -29,7 +29,6 @@ pub(crate) struct Windows {
     stride: usize,
     count: usize,
     bar: Bar,
-    start: Instant,
 }
 
 /// One window: its tokens, and which of them are to be counted.
@@ -40,6 +39,27 @@ pub(crate) struct Window<'a> {
     pub(crate) first: usize,
     /// The model.
     pub(crate) runner: &'a mut Runner,
+}
+
+impl Window<'_> {
+    /// Hands out what the model predicts for each token that is counted: logits `[vocab]` and the
+    /// token that really follows.
+    ///
+    /// # Errors
+    /// If the model cannot be run, or what `on_prediction` says.
+    pub(crate) fn predict(
+        self,
+        mut on_prediction: impl FnMut(&[f32], u32) -> Result<()>,
+    ) -> Result<()> {
+        let (context, read) = self.tokens[..self.tokens.len() - 1].split_at(self.first - 1);
+        let vocab = self.runner.model.spec().vocab_size;
+        let mut following = self.tokens[self.first..].iter();
+        self.runner.feed(context)?;
+        self.runner.score(read, |logits| {
+            let mut predictions = logits.chunks_exact(vocab).zip(following.by_ref());
+            predictions.try_for_each(|(logits, next)| on_prediction(logits, *next))
+        })
+    }
 }
 
 impl Windows {
@@ -57,7 +77,7 @@ impl Windows {
         let files = files::open(&path)?;
         let (tokens, begin) = read(args, &files)?;
         let model = Model::from_files(&files, &settings.load_options())?;
-        commands::check_tokens(&tokens, model.spec().vocab_size)?;
+        input::check_tokens(&tokens, model.spec().vocab_size)?;
         let window = args.ctx.get().min(tokens.len() + usize::from(begin.is_some()));
         let room = window - usize::from(begin.is_some()).min(window);
         ensure!(room >= 2, "the text has {} tokens; at least two are needed", tokens.len());
@@ -70,8 +90,7 @@ impl Windows {
         let runner = Runner::new(model, pool, window, args.kv_type.into())?;
         let total = (windows * window) as u64;
         let bar = Progress::new(settings.voice).steps("reading the text, tokens", total);
-        let start = Instant::now();
-        Ok(Windows { runner, tokens, begin, window, stride, count: windows, bar, start })
+        Ok(Windows { runner, tokens, begin, window, stride, count: windows, bar })
     }
 
     /// How many windows there are.
@@ -84,18 +103,18 @@ impl Windows {
         self.window
     }
 
-    /// Hands out one window after the other.
+    /// Hands out one window after the other, and answers how many tokens a second that was.
     ///
     /// # Errors
     /// What `on_window` says.
     pub(crate) fn each(&mut self, mut on_window: impl FnMut(Window) -> Result<()>) -> Result<f64> {
         let begin = usize::from(self.begin.is_some());
         let room = self.window - begin;
-        self.start = Instant::now();
+        let start = Instant::now();
         for index in 0..self.count {
-            let start = index * self.stride;
+            let from = index * self.stride;
             let mut tokens: Vec<u32> = self.begin.into_iter().collect();
-            tokens.extend(&self.tokens[start..start + room]);
+            tokens.extend(&self.tokens[from..from + room]);
             // The first token has nothing to be predicted from.
             let shared = if index == 0 { 1 - begin } else { room - self.stride };
             let first = (begin + shared).max(1);
@@ -105,7 +124,7 @@ impl Windows {
             self.bar.set(((index + 1) * self.window) as u64);
         }
         self.bar.clear();
-        let seconds = self.start.elapsed().as_secs_f64();
+        let seconds = start.elapsed().as_secs_f64();
         Ok((self.count * self.window) as f64 / seconds)
     }
 }
@@ -113,10 +132,10 @@ impl Windows {
 /// The tokens of the text, and the one that begins every window.
 fn read(args: &TextArgs, files: &ModelFiles) -> Result<(Vec<u32>, Option<u32>)> {
     if let Some(typed) = &args.tokens {
-        return Ok((commands::tokens_typed(typed)?, None));
+        return Ok((input::tokens_typed(typed)?, None));
     }
     let words = Words::of_files(files)?;
-    let text = commands::text_of(None, args.file.as_deref())?;
+    let text = input::text_of(None, args.file.as_deref())?;
     let tokens = words.tokenizer.encode(&text, Specials::Plain)?;
     let special = words.tokenizer.special();
     Ok((tokens, special.bos.filter(|_| special.add_bos)))

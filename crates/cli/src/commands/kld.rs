@@ -32,10 +32,7 @@ fn record(args: &KldArgs, path: &std::path::Path, settings: &Settings) -> Result
     let rate = windows.each(|window| {
         ensure!(window.first == 1, "every token but the first is predicted");
         recorder.tokens(&window.tokens);
-        let inputs = &window.tokens[..window.tokens.len() - 1];
-        window.runner.score(inputs, |logits| {
-            logits.chunks_exact(vocab).try_for_each(|logits| recorder.row(logits))
-        })
+        window.predict(|logits, _| recorder.row(logits))
     })?;
     let bytes = recorder.finish()?;
     if settings.voice.chatty {
@@ -104,14 +101,10 @@ fn compare(args: &KldArgs, base: &Base, settings: &Settings) -> Result<()> {
     let rate = windows.each(|window| {
         base.check_window(index, &window.tokens)?;
         index += 1;
-        let tokens = &window.tokens;
-        let mut next = 1;
-        window.runner.score(&tokens[..tokens.len() - 1], |logits| {
-            for logits in logits.chunks_exact(vocab) {
-                base.read(row, &mut base_row).context("the base ends before the text")?;
-                found.add(&base_row, logits, tokens[next] as usize);
-                (row, next) = (row + 1, next + 1);
-            }
+        window.predict(|logits, next| {
+            base.read(row, &mut base_row).context("the base ends before the text")?;
+            found.add(&base_row, logits, next as usize);
+            row += 1;
             Ok(())
         })
     })?;

@@ -7,6 +7,7 @@ use moeba_model::{LoadOptions, Model};
 use serde_json::json;
 
 use crate::args::LogitsArgs;
+use crate::input;
 use crate::machine;
 use crate::models::Library;
 use crate::models::store::Unfinished;
@@ -20,13 +21,13 @@ use crate::settings::Settings;
 /// # Errors
 /// If the tokens are no tokens of the model, or anything cannot be read, run or written.
 pub(crate) fn run(args: &LogitsArgs, settings: &Settings) -> Result<()> {
-    let tokens = super::tokens_typed(&args.tokens)?;
+    let tokens = input::tokens_typed(&args.tokens)?;
     let path = Library::open(settings)?.resolve(Some(&args.model))?.path;
     let context_tokens = Some(tokens.len());
     let options = LoadOptions { context_tokens, ..settings.load_options() };
     let model = Model::load(&path, &options)?;
     let vocab_size = model.spec().vocab_size;
-    super::check_tokens(&tokens, vocab_size)?;
+    input::check_tokens(&tokens, vocab_size)?;
     let pool = machine::pool(settings)?;
     let mut runner = Runner::new(model, pool, tokens.len(), args.kv_type.into())?;
     if args.reference {

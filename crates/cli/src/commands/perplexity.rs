@@ -20,15 +20,8 @@ pub(crate) fn run(args: &PerplexityArgs, settings: &Settings) -> Result<()> {
     let mut windows = Windows::open(&args.text, Some(stride), settings)?;
     let mut surprise = Mean::default(); // nats per token
     let rate = windows.each(|window| {
-        let tokens = &window.tokens;
-        window.runner.feed(&tokens[..window.first - 1])?;
-        let mut next = window.first;
-        let vocab = window.runner.model.spec().vocab_size;
-        window.runner.score(&tokens[window.first - 1..tokens.len() - 1], |logits| {
-            for logits in logits.chunks_exact(vocab) {
-                surprise.add(-Prediction::of(logits).log_share(tokens[next] as usize));
-                next += 1;
-            }
+        window.predict(|logits, next| {
+            surprise.add(-Prediction::of(logits).log_share(next as usize));
             Ok(())
         })
     })?;

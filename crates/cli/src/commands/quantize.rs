@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::args::QuantizeArgs;
 use crate::gguf_words;
-use crate::interrupt;
+use crate::interrupt::{self, Armed};
 use crate::machine;
 use crate::models::Library;
 use crate::output::{count, harmless, note, print, print_json, size, table};
@@ -65,8 +65,7 @@ pub(crate) fn run(args: &QuantizeArgs, settings: &Settings) -> Result<()> {
         }
         let title = format!("writing {}", target.name);
         let bar = progress.bytes(&title, Some(conversion.num_bytes()));
-        interrupt::install()?;
-        let armed = interrupt::arm();
+        let armed = Armed::new()?;
         let ending = conversion.write(writer, &pool, &mut |done| {
             bar.set(done);
             if interrupt::is_pressed() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }

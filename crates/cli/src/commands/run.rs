@@ -14,6 +14,7 @@ use super::printer::Printer;
 use super::repl;
 use crate::args::{RunArgs, SamplingArgs};
 use crate::clock;
+use crate::input;
 use crate::interrupt;
 use crate::models::Library;
 use crate::output::{Style, note, print_json, size, styled};
@@ -37,7 +38,7 @@ pub(crate) fn run(args: &RunArgs, settings: &Settings) -> Result<()> {
     let prompt = if wants_chat {
         None
     } else {
-        let prompt = super::text_of(args.prompt.as_deref(), args.file.as_deref())?;
+        let prompt = input::text_of(args.prompt.as_deref(), args.file.as_deref())?;
         if prompt.trim().is_empty() {
             bail!("the prompt is empty");
         }
@@ -54,7 +55,7 @@ pub(crate) fn run(args: &RunArgs, settings: &Settings) -> Result<()> {
 
 /// Reads a list of tools, each as in the OpenAI API, or its `function` alone.
 fn read_tools(path: &Path) -> Result<Vec<Value>> {
-    let text = super::text_of(None, Some(path))?;
+    let text = input::text_of(None, Some(path))?;
     let wrong = || format!("`{}` is no list of tools", path.display());
     let value: Value = serde_json::from_str(&text).with_context(wrong)?;
     let Value::Array(list) = value else { bail!("{}", wrong()) };
@@ -98,7 +99,7 @@ fn set_template(session: &mut Session, name_or_file: &str) -> Result<()> {
     if BUILT_IN_NAMES.contains(&name_or_file) {
         return session.set_template(name_or_file);
     }
-    let source = super::text_of(None, Some(Path::new(name_or_file))).with_context(|| {
+    let source = input::text_of(None, Some(Path::new(name_or_file))).with_context(|| {
         let names = BUILT_IN_NAMES.join(", ");
         format!("`{name_or_file}` is neither a template's file nor one of {names}")
     })?;

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::args::TokenizeArgs;
 use crate::clock;
+use crate::input;
 use crate::models::Library;
 use crate::output::{print, print_json};
 use crate::session::Words;
@@ -21,9 +22,9 @@ use crate::settings::Settings;
 pub(crate) fn run(args: &TokenizeArgs, settings: &Settings) -> Result<()> {
     let path = Library::open(settings)?.resolve(args.model.as_deref())?.path;
     let words = Words::of_files(&files::open(&path)?)?;
-    let text = super::text_of(args.text.as_deref(), args.file.as_deref())?;
-    let ids = if args.decode { super::token_ids(&text)? } else { encode(args, &words, &text)? };
-    super::check_tokens(&ids, words.tokenizer.vocabulary_size())?;
+    let text = input::text_of(args.text.as_deref(), args.file.as_deref())?;
+    let ids = if args.decode { input::token_ids(&text)? } else { encode(args, &words, &text)? };
+    input::check_tokens(&ids, words.tokenizer.vocabulary_size())?;
     if args.json {
         return print_json(&to_json(&words, &ids));
     }

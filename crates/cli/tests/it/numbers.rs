@@ -7,7 +7,7 @@ use crate::tiny::{fixture, with_words};
 use crate::world::World;
 
 /// `logits` of a safetensors file: its shape and numbers.
-fn read_logits(path: &Path, tensor: &str) -> (Vec<u64>, Vec<f32>) {
+pub(crate) fn read_logits(path: &Path, tensor: &str) -> (Vec<u64>, Vec<f32>) {
     let bytes = fs::read(path).unwrap();
     let (length, rest) = bytes.split_at(8);
     let (header, data) = rest.split_at(u64::from_le_bytes(length.try_into().unwrap()) as usize);

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use crate::numbers::read_logits;
 use crate::tiny::with_words;
 use crate::world::World;
 
@@ -107,6 +108,41 @@ fn logits_of_another_engine_are_a_base_too() {
     let same = world.run(&on).json();
     assert_eq!(same["tokens"], 6);
     assert!(same["kl"]["mean"].as_f64().unwrap() < 1e-5, "{same}");
+}
+
+/// Nats of each token but the first, from the logits of the others.
+fn surprises(world: &World, model: &str, tokens: &[u32]) -> Vec<f64> {
+    let out = world.home.join("surprises.safetensors");
+    let typed: Vec<String> = tokens.iter().map(u32::to_string).collect();
+    let output = out.to_str().unwrap();
+    world.run(&["logits", "-m", model, "--tokens", &typed.join(","), "-o", output]).succeeded();
+    let (shape, logits) = read_logits(&out, "logits");
+    let rows = logits.chunks_exact(shape[1] as usize).zip(&tokens[1..]);
+    let nats = rows.map(|(logits, next)| {
+        let sum: f64 = logits.iter().map(|&logit| f64::from(logit).exp()).sum();
+        sum.ln() - f64::from(logits[*next as usize])
+    });
+    nats.collect()
+}
+
+/// In windows of 4 tokens that are 2 apart, the second counts the last two of its own.
+#[test]
+fn perplexity_is_that_of_the_tokens_that_follow() {
+    let (world, model, _) = world("perplexity");
+    let tokens = [5, 9, 12, 7, 30, 31, 8, 40];
+    let whole = surprises(&world, &model, &tokens);
+    let mut windows = surprises(&world, &model, &tokens[..4]);
+    for start in [2, 4] {
+        windows.extend(&surprises(&world, &model, &tokens[start..start + 4])[1..]);
+    }
+    let typed = "5,9,12,7,30,31,8,40";
+    let on = ["perplexity", "-m", &model, "--tokens", typed, "--kv-type", "f32", "--json"];
+    for (nats, options) in [(whole, &[][..]), (windows, &["--ctx", "4", "--stride", "2"])] {
+        let told = world.run(&[&on, options].concat()).json();
+        assert_eq!(told["tokens_counted"], nats.len());
+        let mean = nats.iter().sum::<f64>() / nats.len() as f64;
+        assert!((told["nats_per_token"].as_f64().unwrap() - mean).abs() < 1e-5, "{told} {mean}");
+    }
 }
 
 /// Quantises to F32 until a limit on files' size, which is the full disk that every user may have.

@@ -26,6 +26,7 @@ use self::probe::Probe;
 use self::report::Report;
 use self::weights::{Depth, Verified};
 use crate::args::VerifyArgs;
+use crate::input;
 use crate::interrupt;
 use crate::machine;
 use crate::models::Library;
@@ -122,7 +123,7 @@ fn check_memory(
 }
 
 fn read_report(path: &Path) -> Result<Value> {
-    let text = super::text_of(None, Some(path))?;
+    let text = input::text_of(None, Some(path))?;
     let report: Value =
         serde_json::from_str(&text).with_context(|| format!("`{}` is no JSON", path.display()))?;
     let has_hashes = report["weights"]["tensors_sha256"].is_object();

@@ -5,6 +5,7 @@ use moeba_model::files::ModelFiles;
 use moeba_text::Specials;
 
 use crate::args::VerifyArgs;
+use crate::input;
 use crate::session::Words;
 
 /// What is read where nobody says otherwise: prose, numbers, code and other scripts, so that many
@@ -34,9 +35,9 @@ impl Probe {
     /// If there is no such file, no tokenizer for a given text, or the text is empty or too long.
     pub(super) fn new(args: &VerifyArgs, files: &ModelFiles, vocab_size: usize) -> Result<Self> {
         let probe = if let Some(typed) = &args.tokens {
-            Self { tokens: crate::commands::tokens_typed(typed)?, from: "tokens given" }
+            Self { tokens: input::tokens_typed(typed)?, from: "tokens given" }
         } else if args.text.is_some() || args.file.is_some() {
-            let text = crate::commands::text_of(args.text.as_deref(), args.file.as_deref())?;
+            let text = input::text_of(args.text.as_deref(), args.file.as_deref())?;
             let words = Words::of_files(files).context("a text needs a tokenizer; see --tokens")?;
             Self {
                 tokens: words.tokenizer.encode_document(&text, Specials::Plain)?,
@@ -52,7 +53,7 @@ impl Probe {
         let count = probe.tokens.len();
         ensure!(count > 0, "there is nothing to read");
         ensure!(count <= TOKENS_MAX, "`{count}` tokens; at most {TOKENS_MAX} are verified");
-        crate::commands::check_tokens(&probe.tokens, vocab_size)?;
+        input::check_tokens(&probe.tokens, vocab_size)?;
         Ok(probe)
     }
 }

@@ -205,14 +205,15 @@ impl<'a> Scan<'a> {
             let header = &self.files.tensors.headers()[index];
             let (place, hash) = result?;
             verified.hashes.extend(hash.map(|hash| (header.name.clone(), hash)));
+            let is_known = is_readable(header) || is_whole(header);
             match place {
                 Some(place) => {
                     verified.damaged.push(Damage { tensor: header.name.clone(), place });
                 }
-                None if is_readable(header) || is_whole(header) => verified.tensors_fine += 1,
+                None if is_known => verified.tensors_fine += 1,
                 None => verified.unread.push(header.name.clone()),
             }
-            if is_readable(header) || is_whole(header) {
+            if is_known {
                 verified.bytes += header.bytes;
             }
         }

@@ -465,7 +465,7 @@ impl SectionReader {
                 sink.call(raw.trim(), None);
                 self.no_arguments(by_mark, sink);
             }
-            State::Name(raw) | State::Undecided(raw) if by_mark && raw.trim().is_empty() => {}
+            State::Undecided(raw) if by_mark && raw.trim().is_empty() => {}
             State::Name(raw) if raw.trim().is_empty() => {}
             State::Name(raw) | State::Undecided(raw) | State::Fence(raw) => {
                 self.no_call(&raw, sink);
