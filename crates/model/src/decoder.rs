@@ -24,7 +24,7 @@ use crate::layers::norm::NormLayer;
 use crate::observer::{Branch, Watch};
 use crate::rope::{RopeTable, Ropes};
 use crate::spec::{Ffn, LayerSpec, Mixer, Norm};
-use crate::weights::Loader;
+use crate::weights::{Loader, Weight};
 use crate::workspace::Workspace;
 use crate::{ForwardError, Model};
 
@@ -202,17 +202,17 @@ impl Step<'_> {
 }
 
 impl Layer {
-    /// Bytes of the weights every token reads; norms, which are few, left out.
-    pub(crate) fn dense_bytes(&self) -> u64 {
+    /// The matrices every token reads.
+    pub(crate) fn weights(&self) -> impl Iterator<Item = &Weight> {
         let mixer = match &self.mixer {
-            MixerLayer::Gqa(layer) => layer.num_bytes(),
-            MixerLayer::Mla(layer) => layer.num_bytes(),
+            MixerLayer::Gqa(layer) => layer.weights(),
+            MixerLayer::Mla(layer) => layer.weights(),
         };
         let ffn = match &self.ffn {
-            FfnLayer::Dense(layer) => layer.num_bytes(),
-            FfnLayer::Moe(layer) => layer.num_bytes(),
+            FfnLayer::Dense(layer) => layer.weights(),
+            FfnLayer::Moe(layer) => layer.weights(),
         };
-        (mixer + ffn) as u64
+        mixer.into_iter().chain(ffn)
     }
 
     /// Finds one layer's weights; `file_layer` is its number in the file, `layer` in the model.

@@ -73,6 +73,12 @@ fn layouts(mixer: &Mixer, dtype: KvDType) -> (KvLayout, Option<KvLayout>) {
     }
 }
 
+/// Bytes that one block of 16 tokens takes in a layer with this mixer.
+pub(crate) fn layer_block_bytes(mixer: &Mixer, dtype: KvDType) -> u64 {
+    let (keys, values) = layouts(mixer, dtype);
+    (keys.block_bytes() + values.map_or(0, |values| values.block_bytes())) as u64
+}
+
 impl KvCache {
     /// Room for `num_blocks` blocks of 16 tokens in every layer, as numbers of type `dtype`.
     /// Memory is taken from the system when it is first written.
@@ -95,11 +101,7 @@ impl KvCache {
 
     /// Bytes that one block of 16 tokens takes in all layers together.
     pub fn bytes_per_block(spec: &ModelSpec, dtype: KvDType) -> u64 {
-        let of_layer = |mixer: &Mixer| {
-            let (keys, values) = layouts(mixer, dtype);
-            (keys.block_bytes() + values.map_or(0, |values| values.block_bytes())) as u64
-        };
-        spec.layers.iter().map(|layer| of_layer(&layer.mixer)).sum()
+        spec.layers.iter().map(|layer| layer_block_bytes(&layer.mixer, dtype)).sum()
     }
 
     /// How many blocks there are.

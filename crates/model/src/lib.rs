@@ -11,6 +11,7 @@
 pub mod batch;
 pub mod comparison;
 pub mod convert;
+pub mod cost;
 mod decoder;
 pub mod error;
 pub mod experts;
@@ -37,9 +38,11 @@ use std::ops::Range;
 use std::path::Path;
 
 use moeba_kernels::activations::{ActKinds, Precision};
+use moeba_kernels::attention::KvDType;
 use moeba_kernels::pool::Pool;
 
 use crate::batch::{BLOCK_TOKENS, Batch};
+use crate::cost::Cost;
 use crate::decoder::{Layer, Step};
 use crate::error::{Fault, LoadError};
 use crate::experts::resident::Resident;
@@ -52,7 +55,7 @@ use crate::layers::linear::Linear;
 use crate::layers::norm::NormLayer;
 use crate::observer::Observer;
 use crate::rope::Ropes;
-use crate::spec::{Ffn, Head, ModelSpec};
+use crate::spec::{Head, ModelSpec};
 use crate::weights::{Loader, Turning, Weight};
 use crate::workspace::Workspace;
 
@@ -242,15 +245,7 @@ impl Model {
     /// Bytes of weights that one token reads: everything but idle experts and other tokens'
     /// embeddings.
     pub fn bytes_per_token(&self) -> u64 {
-        let row = self.embedding.num_bytes() / self.embedding.rows().max(1);
-        let mut bytes = (row + self.head.weight.num_bytes()) as u64;
-        for (index, layer) in self.layers.iter().enumerate() {
-            bytes += layer.dense_bytes();
-            if let Ffn::Moe(moe) = &self.spec.layers[index].ffn {
-                bytes += self.experts.expert(index, 0).num_bytes() * moe.num_experts_per_tok as u64;
-            }
-        }
-        bytes
+        Cost::of_model(self).token(0, KvDType::F16).weight_bytes()
     }
 
     /// Bytes of all experts of all layers.
@@ -266,8 +261,8 @@ impl Model {
                 self.embedding.num_bytes() + self.head.weight.num_bytes()
             }
         };
-        let layers = self.layers.iter().map(Layer::dense_bytes).sum::<u64>();
-        ends as u64 + layers + self.expert_bytes()
+        let layers = self.layers.iter().flat_map(Layer::weights).map(Weight::num_bytes);
+        (ends + layers.sum::<usize>()) as u64 + self.expert_bytes()
     }
 
     /// Bytes of weights that do not lie in the files as the kernels read them, and have been made

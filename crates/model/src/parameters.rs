@@ -97,7 +97,8 @@ fn of_mla(mla: &Mla, hidden_size: usize) -> usize {
     query + latent + unpack + heads * mla.v_head_dim * hidden_size
 }
 
-fn of_dense(dense: &DenseFfn, hidden_size: usize) -> usize {
+/// Counts one gated network.
+pub(crate) fn of_dense(dense: &DenseFfn, hidden_size: usize) -> usize {
     let biases = match dense.bias {
         FfnBias::None => 0,
         FfnBias::All => 2 * dense.intermediate_size + hidden_size,

@@ -11,7 +11,7 @@ use crate::kv::LayerCache;
 use crate::observer::multiply;
 use crate::rope::{RopeTable, Ropes};
 use crate::spec::{AttentionBias, Gqa, Mixer, ModelSpec, QkNorm, RopePairing};
-use crate::weights::Loader;
+use crate::weights::{Loader, Weight};
 
 use super::linear::{Linear, kinds};
 use super::norm::NormLayer;
@@ -179,10 +179,9 @@ impl GqaLayer {
         self.output.forward(pool, pass.watch, acts, output);
     }
 
-    /// Bytes of all matrices.
-    pub(crate) fn num_bytes(&self) -> usize {
-        let all = [&self.query, &self.key, &self.value, &self.output];
-        all.iter().map(|linear| linear.weight.num_bytes()).sum()
+    /// All matrices.
+    pub(crate) fn weights(&self) -> Vec<&Weight> {
+        [&self.query, &self.key, &self.value, &self.output].map(|linear| &linear.weight).to_vec()
     }
 
     fn project(&self, pass: &Pass, acts: &Activations, [query, key, value]: [&mut [f32]; 3]) {

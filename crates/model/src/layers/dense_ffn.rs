@@ -9,7 +9,7 @@ use crate::error::LoadError;
 use crate::families::names::Role;
 use crate::observer::multiply;
 use crate::spec::{Activation, DenseFfn, FfnBias};
-use crate::weights::Loader;
+use crate::weights::{Loader, Weight};
 
 use super::linear::{Linear, kinds};
 
@@ -93,9 +93,9 @@ impl DenseLayer {
         self.gate.weight.rows()
     }
 
-    /// Bytes of all matrices.
-    pub(crate) fn num_bytes(&self) -> usize {
-        [&self.gate, &self.up, &self.down].iter().map(|linear| linear.weight.num_bytes()).sum()
+    /// All matrices.
+    pub(crate) fn weights(&self) -> Vec<&Weight> {
+        [&self.gate, &self.up, &self.down].map(|linear| &linear.weight).to_vec()
     }
 
     /// The forms of the input that gate and up need.

@@ -209,15 +209,15 @@ impl MlaLayer {
         self.output.forward(pool, pass.watch, acts, output);
     }
 
-    /// Bytes of all matrices.
-    pub(crate) fn num_bytes(&self) -> usize {
-        let query = match &self.query {
-            Query::Direct(direct) => direct.weight.num_bytes(),
-            Query::LowRank { down, up, .. } => down.weight.num_bytes() + up.weight.num_bytes(),
+    /// All matrices.
+    pub(crate) fn weights(&self) -> Vec<&Weight> {
+        let mut weights = match &self.query {
+            Query::Direct(direct) => vec![&direct.weight],
+            Query::LowRank { down, up, .. } => vec![&down.weight, &up.weight],
         };
-        let heads = self.to_latent.iter().chain(&self.from_latent).map(Weight::num_bytes);
-        let ends = self.latent_down.weight.num_bytes() + self.output.weight.num_bytes();
-        query + heads.sum::<usize>() + ends
+        weights.extend(self.to_latent.iter().chain(&self.from_latent));
+        weights.extend([&self.latent_down.weight, &self.output.weight]);
+        weights
     }
 
     /// Queries `[tokens, heads, nope + rope]` and rows `[tokens, latent + rope]`, before rope.

@@ -21,7 +21,7 @@ use crate::files::all_finite;
 use crate::observer::Mixture;
 use crate::spec::{Activation, FfnBias, ModelSpec, Moe, RouterBias, SharedWeight, Weighs};
 use crate::tensor_name::TensorName;
-use crate::weights::{Loader, computed};
+use crate::weights::{Loader, Weight, computed};
 
 use super::assignments::Assignments;
 use super::dense_ffn::{DenseLayer, DenseRoles, DenseScratch, activate};
@@ -207,11 +207,12 @@ impl MoeLayer {
         blame.map_or(Ok(bytes), Err)
     }
 
-    /// Bytes of router and shared expert.
-    pub(crate) fn num_bytes(&self) -> usize {
-        let shared = self.shared.as_ref().map_or(0, DenseLayer::num_bytes);
-        let weight = self.shared_weight.as_ref().map_or(0, |row| row.weight.num_bytes());
-        self.router.weight.num_bytes() + shared + weight
+    /// The matrices of router and shared expert.
+    pub(crate) fn weights(&self) -> Vec<&Weight> {
+        let mut weights = self.shared.as_ref().map_or(Vec::new(), DenseLayer::weights);
+        weights.push(&self.router.weight);
+        weights.extend(self.shared_weight.as_ref().map(|row| &row.weight));
+        weights
     }
 
     /// How many experts work on a token.

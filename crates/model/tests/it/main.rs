@@ -6,6 +6,7 @@ mod aliases;
 mod allocations;
 mod comparing;
 mod converting;
+mod cost;
 mod damage;
 mod experts;
 mod families;
