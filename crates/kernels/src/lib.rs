@@ -21,4 +21,5 @@ pub mod os;
 pub mod pool;
 pub mod probe;
 mod simd;
+pub mod tally;
 pub mod tensor;

@@ -23,12 +23,13 @@ use std::cell::{Cell, UnsafeCell};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
 use crate::disjoint::Disjoint;
 use crate::os::cpu;
+use crate::tally::Tally;
 
 /// How workers are bound to cores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +88,8 @@ struct Shared {
     started: Instant,
     /// Nanoseconds after `started` until which the cores count as contended.
     contended_until: AtomicU64,
+    /// Counters, once somebody asked for them.
+    tally: OnceLock<Arc<Tally>>,
 }
 
 // SAFETY: `job` is the only field that is not Sync by itself. The caller writes it before it
@@ -131,6 +134,7 @@ impl Pool {
             panicked: AtomicBool::new(false),
             started: Instant::now(),
             contended_until: AtomicU64::new(0),
+            tally: OnceLock::new(),
         });
         let cores = match pinning {
             Pinning::None => Vec::new(),
@@ -175,6 +179,12 @@ impl Pool {
         self.shared.contended(Instant::now())
     }
 
+    /// Counts regions and their workers' time from now on, at the price of some looks at the clock
+    /// per region. All who ask get the same counters.
+    pub fn tally(&self) -> Arc<Tally> {
+        Arc::clone(self.shared.tally.get_or_init(Arc::default))
+    }
+
     /// Calls `f(worker)` exactly once for every worker in `0..threads()` and returns when all are
     /// done. Calls of different workers may overlap or, when a worker is late, follow each other on
     /// the caller's thread, so `f` must not wait for another worker. The caller is worker 0.
@@ -185,6 +195,7 @@ impl Pool {
         assert!(!INSIDE_REGION.get(), "Pool::run called from inside a parallel region");
         let _turn = lock(&self.region);
         let shared = &*self.shared;
+        let tally = shared.tally.get().map(|tally| (tally, Instant::now()));
         // SAFETY: only the lifetime changes. The reference is dropped from `job` below, after every
         // slot went back to IDLE, that is, before `run` returns and the closure can die.
         let job: Job<'static> = unsafe { std::mem::transmute::<Job<'_>, Job<'static>>(f) };
@@ -209,6 +220,9 @@ impl Pool {
         std::mem::forget(workers_may_run);
         // SAFETY: as above, every slot is IDLE or PARKED again.
         unsafe { *shared.job.get() = None };
+        if let Some((tally, start)) = tally {
+            tally.add_region(start.elapsed());
+        }
         if shared.panicked.swap(false, Ordering::AcqRel) {
             let payload = lock(&shared.panic).take();
             resume_unwind(payload.unwrap_or_else(|| Box::new("a pool worker panicked")));
@@ -321,7 +335,11 @@ impl Shared {
     /// Runs one share and keeps its panic for the caller.
     fn run_share(&self, job: Job<'_>, worker: usize) {
         INSIDE_REGION.set(true);
+        let tally = self.tally.get().map(|tally| (tally, Instant::now()));
         let result = catch_unwind(AssertUnwindSafe(|| job(worker)));
+        if let Some((tally, start)) = tally {
+            tally.add_share(start.elapsed());
+        }
         INSIDE_REGION.set(false);
         if let Err(payload) = result {
             let mut first = lock(&self.panic);
@@ -412,6 +430,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tally::Regions;
 
     #[test]
     fn every_worker_runs_once() {
@@ -477,6 +496,20 @@ mod tests {
         let nested = catch_unwind(AssertUnwindSafe(|| pool.run(&|_| pool.run(&|_| {}))));
         assert!(nested.is_err());
         pool.run(&|_| {});
+    }
+
+    #[test]
+    fn regions_are_counted_once_somebody_asked() {
+        let pool = Pool::new(2, Pinning::None);
+        pool.run(&|_| {});
+        let tally = pool.tally();
+        assert_eq!(tally.read(), Regions::default());
+        for _ in 0..3 {
+            pool.run(&|_| {});
+        }
+        let counted = pool.tally().read();
+        assert_eq!(counted.count, 3);
+        assert!(counted.busy_nanos <= 2 * counted.nanos, "{counted:?}");
     }
 
     #[test]

@@ -84,8 +84,8 @@ struct Experts {
 
 /// Some weights: their bytes, and how many there are by the arithmetic they take part in.
 #[derive(Clone, Copy, Debug, Default)]
-struct Weights {
-    bytes: u64,
+pub(crate) struct Weights {
+    pub(crate) bytes: u64,
     integer: u64,
     float: u64,
 }
@@ -188,7 +188,7 @@ impl Experts {
 
 impl Weights {
     /// Adds what these weights do with `rows` input rows.
-    fn count(&self, rows: u64, operations: &mut Operations) {
+    pub(crate) fn count(&self, rows: u64, operations: &mut Operations) {
         operations.integer += 2 * rows * self.integer;
         operations.float += 2 * rows * self.float;
     }
@@ -204,7 +204,8 @@ impl std::iter::Sum for Weights {
     }
 }
 
-fn of(matrix: Matrix) -> Weights {
+/// Counts one matrix.
+pub(crate) fn of(matrix: Matrix) -> Weights {
     let count = (matrix.rows() * matrix.cols()) as u64;
     let floats = ActKinds::of(matrix.dtype()) == ActKinds::F32;
     let (integer, float) = if floats { (0, count) } else { (count, 0) };
@@ -260,6 +261,18 @@ impl Work {
     }
 }
 
+impl Add for Operations {
+    type Output = Operations;
+
+    fn add(self, other: Operations) -> Operations {
+        Operations {
+            integer: self.integer + other.integer,
+            float: self.float + other.float,
+            attention: self.attention + other.attention,
+        }
+    }
+}
+
 impl Add for Work {
     type Output = Work;
 
@@ -268,11 +281,7 @@ impl Add for Work {
             dense_bytes: self.dense_bytes + other.dense_bytes,
             expert_bytes: self.expert_bytes + other.expert_bytes,
             cache_bytes: self.cache_bytes + other.cache_bytes,
-            operations: Operations {
-                integer: self.operations.integer + other.operations.integer,
-                float: self.operations.float + other.operations.float,
-                attention: self.operations.attention + other.operations.attention,
-            },
+            operations: self.operations + other.operations,
         }
     }
 }

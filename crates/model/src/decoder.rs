@@ -21,7 +21,7 @@ use crate::layers::linear::kinds;
 use crate::layers::mla::MlaLayer;
 use crate::layers::moe::MoeLayer;
 use crate::layers::norm::NormLayer;
-use crate::observer::{Branch, Watch};
+use crate::observer::{Branch, Part, Watch, done};
 use crate::rope::{RopeTable, Ropes};
 use crate::spec::{Ffn, LayerSpec, Mixer, Norm};
 use crate::weights::{Loader, Weight};
@@ -112,6 +112,7 @@ impl Step<'_> {
                 ops::scale_assign(out, spec.embedding_scale);
             }
         });
+        done(self.watch, Part::Embedding);
     }
 
     /// Norms the stream as a branch's input, both `[tokens, hidden]`.
@@ -120,6 +121,7 @@ impl Step<'_> {
             observer.begins(layer, branch, &mut workspace.stream);
         }
         norm.rows(self.pool, &workspace.stream, &mut workspace.normed);
+        done(self.watch, Part::Norms);
     }
 
     fn mix(&self, layer: &Layer, cache: &mut LayerCache, workspace: &mut Workspace) {
@@ -160,6 +162,7 @@ impl Step<'_> {
         };
         if let Some(norm) = post_norm {
             pool.for_each_row(branch, *hidden, |_, row| norm.in_place(row));
+            done(self.watch, Part::Norms);
         }
         if let Some(observer) = self.watch {
             observer.ends(index, which, branch);
@@ -169,6 +172,7 @@ impl Step<'_> {
             let branch = &branch[row * *hidden..(row + 1) * *hidden];
             if scale == 1.0 { ops::add_assign(out, branch) } else { ops::axpy(scale, branch, out) }
         });
+        done(self.watch, Part::Sums);
     }
 
     /// Computes logits `[logit_rows, vocab]` of the rows the batch wants them for.
@@ -188,7 +192,9 @@ impl Step<'_> {
             out.copy_from_slice(&stream[start..start + *hidden]);
         }
         model.final_norm.rows(pool, gathered, normed);
+        done(watch, Part::Norms);
         acts.set(pool, normed, rows, *hidden, kinds([&model.head.weight]));
+        done(watch, Part::Rounding);
         model.head.forward(pool, watch, acts, logits);
         if spec.logit_scale != 1.0 || spec.logit_softcap.is_some() {
             pool.for_each_row(logits, spec.vocab_size, |_, row| {
@@ -198,6 +204,7 @@ impl Step<'_> {
                 }
             });
         }
+        done(watch, Part::Head);
     }
 }
 

@@ -24,6 +24,7 @@ pub mod memory_plan;
 pub mod observer;
 pub mod parameters;
 mod planes;
+pub mod profile;
 pub mod reference;
 mod rope;
 pub mod routing;

@@ -22,6 +22,39 @@ pub enum Branch {
     Head,
 }
 
+/// A part of a pass, as far as its time can be told: what shares a parallel region is one part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Look-up of the tokens' embeddings, and of the angles of their positions.
+    Embedding,
+    /// Norms of branches' inputs and outputs, of latents, and before the head.
+    Norms,
+    /// Inputs made ready for products: rounded to integers.
+    Rounding,
+    /// Products with attention's matrices.
+    Projections,
+    /// Norms of heads, rotation, writing of keys and values, and copies between layouts.
+    Positions,
+    /// Scores, softmax and weighted sums over cached positions.
+    Attention,
+    /// A router's logits and choices.
+    Router,
+    /// Gate and up of all experts at work, the shared one included.
+    ExpertsIn,
+    /// Gate and up of a network without experts.
+    DenseIn,
+    /// What joins gate and up.
+    Activation,
+    /// Down of all experts at work, the shared one included.
+    ExpertsOut,
+    /// Down of a network without experts.
+    DenseOut,
+    /// Sums: of a token's experts, and of branches and the stream.
+    Sums,
+    /// Logits.
+    Head,
+}
+
 /// Sees a forward pass from inside. Write the methods that matter; the others do nothing.
 pub trait Observer: Sync {
     /// The residual stream `[tokens, hidden]` on its way into a branch of `layer`, before the
@@ -44,6 +77,11 @@ pub trait Observer: Sync {
     /// The choices of a mixture, and what each chosen expert said.
     fn mixture(&self, layer: usize, mixture: &Mixture) {
         let _ = (layer, mixture);
+    }
+
+    /// All work since the last call, or since the pass began, was this part's.
+    fn done(&self, part: Part) {
+        let _ = part;
     }
 
     /// A product with a weight matrix, before any bias.
@@ -103,6 +141,13 @@ impl Mixture<'_> {
 
 /// Whoever watches a pass.
 pub(crate) type Watch<'a> = Option<&'a dyn Observer>;
+
+/// Tells whoever watches that a part is done.
+pub(crate) fn done(watch: Watch, part: Part) {
+    if let Some(observer) = watch {
+        observer.done(part);
+    }
+}
 
 /// Multiplies, and shows each product to whoever watches; `name_of` names the matrix of a job.
 pub(crate) fn multiply(

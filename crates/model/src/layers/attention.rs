@@ -8,7 +8,7 @@ use crate::decoder::{BranchIo, Pass};
 use crate::error::LoadError;
 use crate::families::names::Role;
 use crate::kv::LayerCache;
-use crate::observer::multiply;
+use crate::observer::{Part, done, multiply};
 use crate::rope::{RopeTable, Ropes};
 use crate::spec::{AttentionBias, Gqa, Mixer, ModelSpec, QkNorm, RopePairing};
 use crate::weights::{Loader, Weight};
@@ -142,7 +142,9 @@ impl GqaLayer {
 
         let weights = [&self.query.weight, &self.key.weight, &self.value.weight];
         acts.set(pool, input, tokens, input.len() / tokens, kinds(weights));
+        done(pass.watch, Part::Rounding);
         self.project(pass, acts, [query, key, value]);
+        done(pass.watch, Part::Projections);
         if let Some(bound) = spec.clip {
             pool.for_each_row(value, k_width, |_, heads| clip(heads, bound));
         }
@@ -157,6 +159,7 @@ impl GqaLayer {
         });
         pool.for_each_row(key, k_width, |token, heads| self.position(pass, k_norm, token, heads));
         cache.store(pass.slots, key, Some(value));
+        done(pass.watch, Part::Positions);
 
         let strides = Strides::token_major(spec.num_attention_heads, spec.head_dim);
         let args = AttentionArgs {
@@ -175,8 +178,11 @@ impl GqaLayer {
             out_strides: strides,
         };
         attention(pool, &args, pass.attention, attended);
+        done(pass.watch, Part::Attention);
         acts.set(pool, attended, tokens, q_width, kinds([&self.output.weight]));
+        done(pass.watch, Part::Rounding);
         self.output.forward(pool, pass.watch, acts, output);
+        done(pass.watch, Part::Projections);
     }
 
     /// All matrices.

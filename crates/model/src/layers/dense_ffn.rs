@@ -7,7 +7,7 @@ use moeba_kernels::pool::Pool;
 use crate::decoder::{BranchIo, Pass};
 use crate::error::LoadError;
 use crate::families::names::Role;
-use crate::observer::multiply;
+use crate::observer::{Part, done, multiply};
 use crate::spec::{Activation, DenseFfn, FfnBias};
 use crate::weights::{Loader, Weight};
 
@@ -121,12 +121,17 @@ impl DenseLayer {
         let gate = &mut scratch.gate[..tokens * width];
         let up = &mut scratch.up[..tokens * width];
         acts.set(pool, input, tokens, input.len() / tokens, self.input_kinds());
+        done(pass.watch, Part::Rounding);
         let mut jobs = [self.gate.job(acts, 0..tokens, gate), self.up.job(acts, 0..tokens, up)];
         let weights = [&self.gate.weight, &self.up.weight];
         multiply(pool, pass.watch, &mut jobs, |index| weights[index].name());
+        done(pass.watch, Part::DenseIn);
         self.join(pool, gate, up);
+        done(pass.watch, Part::Activation);
         acts.set(pool, gate, tokens, width, kinds([&self.down.weight]));
+        done(pass.watch, Part::Rounding);
         self.down.forward(pool, pass.watch, acts, output);
+        done(pass.watch, Part::DenseOut);
     }
 }
 

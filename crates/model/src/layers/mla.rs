@@ -18,7 +18,7 @@ use crate::decoder::{BranchIo, Pass};
 use crate::error::LoadError;
 use crate::families::names::Role;
 use crate::kv::LayerCache;
-use crate::observer::multiply;
+use crate::observer::{Part, done, multiply};
 use crate::rope::Ropes;
 use crate::spec::{Mixer, Mla, ModelSpec};
 use crate::weights::{Loader, Weight};
@@ -181,6 +181,7 @@ impl MlaLayer {
         self.project(pass, input, acts, scratch);
         self.position(pass, scratch);
         cache.store(pass.slots, &scratch.row[..tokens * spec.cache_dim()], None);
+        done(pass.watch, Part::Positions);
         self.absorb(pass, scratch);
 
         let heads = spec.num_attention_heads;
@@ -201,12 +202,15 @@ impl MlaLayer {
         };
         let gathered = &mut scratch.latent[..heads * tokens * spec.kv_lora_rank];
         attention(pool, &args, pass.attention, gathered);
+        done(pass.watch, Part::Attention);
 
         self.unpack(pass, scratch);
         let width = heads * spec.v_head_dim;
         let joined = &scratch.joined[..tokens * width];
         acts.set(pool, joined, tokens, width, kinds([&self.output.weight]));
+        done(pass.watch, Part::Rounding);
         self.output.forward(pool, pass.watch, acts, output);
+        done(pass.watch, Part::Projections);
     }
 
     /// All matrices.
@@ -232,6 +236,7 @@ impl MlaLayer {
         };
         let both = kinds([&first.weight, &self.latent_down.weight]);
         acts.set(pool, input, tokens, input.len() / tokens, both);
+        done(pass.watch, Part::Rounding);
         let down_row = self.latent_down.job(acts, 0..tokens, row);
         let weights = [&first.weight, &self.latent_down.weight];
         let name_of = |index: usize| weights[index].name();
@@ -245,11 +250,15 @@ impl MlaLayer {
                 let [low, normed] = s.low.each_mut().map(|low| &mut low[..tokens * rank]);
                 let mut jobs = [down.job(acts, 0..tokens, low), down_row];
                 multiply(pool, pass.watch, &mut jobs, name_of);
+                done(pass.watch, Part::Projections);
                 norm.rows(pool, low, normed);
+                done(pass.watch, Part::Norms);
                 acts.set(pool, normed, tokens, rank, kinds([&up.weight]));
+                done(pass.watch, Part::Rounding);
                 up.forward(pool, pass.watch, acts, query);
             }
         }
+        done(pass.watch, Part::Projections);
     }
 
     /// Norms the latents, rotates what has positions, and lays queries out head by head.
@@ -291,6 +300,7 @@ impl MlaLayer {
         let rows = spec.num_attention_heads * tokens;
         let MlaScratch { acts, jobs, nope: queries, latent: carried, absorbed, .. } = scratch;
         acts.set(pool, &queries[..rows * nope], rows, nope, kinds(&self.to_latent));
+        done(pass.watch, Part::Rounding);
         let carried = &mut carried[..rows * latent];
         each_head(pass, jobs, &self.to_latent, acts, carried);
         let carried = &*carried;
@@ -301,6 +311,7 @@ impl MlaLayer {
                 ops::scale_assign(out, scale);
             }
         });
+        done(pass.watch, Part::Positions);
     }
 
     /// Turns what each head gathered into its value, and joins the heads of each token.
@@ -310,6 +321,7 @@ impl MlaLayer {
         let rows = spec.num_attention_heads * tokens;
         let MlaScratch { acts, jobs, latent: gathered, value, joined, .. } = scratch;
         acts.set(pool, &gathered[..rows * latent], rows, latent, kinds(&self.from_latent));
+        done(pass.watch, Part::Rounding);
         let value = &mut value[..rows * width];
         each_head(pass, jobs, &self.from_latent, acts, value);
         let (value, heads) = (&*value, spec.num_attention_heads);
@@ -319,6 +331,7 @@ impl MlaLayer {
                 out.copy_from_slice(&value[start..start + width]);
             }
         });
+        done(pass.watch, Part::Positions);
     }
 }
 
@@ -346,6 +359,7 @@ fn each_head(
             }
         },
     );
+    done(pass.watch, Part::Projections);
 }
 
 fn linear(

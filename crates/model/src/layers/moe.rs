@@ -18,7 +18,7 @@ use crate::experts::resident::LayerExperts;
 use crate::experts::{ExpertError, ExpertStore, GateUp};
 use crate::families::names::Role;
 use crate::files::all_finite;
-use crate::observer::Mixture;
+use crate::observer::{Mixture, Part, done};
 use crate::spec::{Activation, FfnBias, ModelSpec, Moe, RouterBias, SharedWeight, Weighs};
 use crate::tensor_name::TensorName;
 use crate::weights::{Loader, Weight, computed};
@@ -192,16 +192,22 @@ impl MoeLayer {
         let of_shared = self.shared.as_ref().map_or(ActKinds::F32, DenseLayer::input_kinds);
         let all = kinds([&self.router.weight]) | of_experts | of_shared;
         acts.set(pool, input, tokens, input.len() / tokens, all);
+        done(pass.watch, Part::Rounding);
         self.route(pass, acts, scratch);
         let chosen = &scratch.chosen[..tokens * self.per_tok()];
         scratch.plan.set(self.spec.num_experts, self.per_tok(), chosen);
         let bytes = store.acquire(self.layer, &scratch.plan.active)?;
+        done(pass.watch, Part::Router);
         self.gate_up(pass, store, acts, scratch);
+        done(pass.watch, Part::ExpertsIn);
         self.join(pool, store, tokens, scratch);
+        done(pass.watch, Part::Activation);
         let kinds = down.iter().fold(ActKinds::F32, |k, dtype| k | ActKinds::of(*dtype));
         self.down(pass, store, kinds, scratch);
+        done(pass.watch, Part::ExpertsOut);
         self.show(pass, scratch);
         let sound = self.combine(pool, scratch, output);
+        done(pass.watch, Part::Sums);
         let blame = if sound { None } else { self.blame(store, scratch, input, output) };
         store.release(self.layer, &scratch.plan.active);
         blame.map_or(Ok(bytes), Err)
@@ -391,6 +397,7 @@ impl MoeLayer {
             let gate = &shared.gate[..tokens * width];
             shared_acts.set(pool, gate, tokens, width, kinds([&layer.down.weight]));
         }
+        done(pass.watch, Part::Rounding);
         let (routed_acts, shared_acts) = (&*routed_acts, &*shared_acts);
         let name_of = |job: usize| match plan.active.get(job) {
             Some(expert) => self.names.down.of_part(*expert),

@@ -14,6 +14,7 @@ mod files;
 mod native;
 mod observing;
 mod oracle;
+mod profiling;
 mod published;
 mod published_moe;
 mod published_sizes;
