@@ -40,6 +40,11 @@ pub(crate) fn count(n: u64) -> String {
     scaled(n, &["", "k", "M", "B", "T"])
 }
 
+/// Arithmetic operations for people.
+pub(crate) fn operations(n: u64) -> String {
+    scaled(n, &["op", "kop", "Mop", "Gop", "Top", "Pop"])
+}
+
 /// A number with three digits and the largest unit, of steps of a thousand, that leaves at least 1.
 fn scaled(n: u64, units: &[&str]) -> String {
     let mut value = n as f64;

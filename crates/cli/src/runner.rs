@@ -1,4 +1,5 @@
-//! A model driven directly, one sequence, no engine: for commands that measure or record.
+//! A model driven directly, no engine: for commands that measure or record. There is one sequence,
+//! or some that go on in step with each other.
 
 use anyhow::{Context, Result, ensure};
 use moeba_kernels::attention::KvDType;
@@ -9,15 +10,16 @@ use moeba_model::batch::{BLOCK_TOKENS, Batch, WantLogits};
 use moeba_model::kv::KvCache;
 use moeba_model::memory_plan::{Demand, MemoryPlan};
 use moeba_model::observer::Observer;
+use moeba_model::profile::Profile;
 use moeba_model::reference;
 use moeba_model::workspace::Workspace;
 
 /// Most tokens of one step.
 pub(crate) const STEP_TOKENS_MAX: usize = 512;
 /// Most tokens of a step that wants logits of every token: they are wide.
-const STEP_LOGITS_MAX: usize = 32;
+pub(crate) const STEP_LOGITS_MAX: usize = 32;
 
-/// A model with room for one sequence.
+/// A model with room for one sequence, or for some shorter ones.
 pub(crate) struct Runner {
     pub(crate) model: Model,
     pool: Pool,
@@ -30,6 +32,8 @@ pub(crate) struct Runner {
     reference: Option<reference::Cache>,
     /// Bytes of expert weights read since the start.
     pub(crate) expert_bytes: u64,
+    /// Who looks where the time goes, if somebody does.
+    pub(crate) profile: Option<Profile>,
 }
 
 impl Runner {
@@ -63,6 +67,7 @@ impl Runner {
             position: 0,
             reference: None,
             expert_bytes: 0,
+            profile: None,
         })
     }
 
@@ -72,7 +77,17 @@ impl Runner {
         self.position = 0;
     }
 
-    /// Begins a new sequence.
+    /// Workers that compute.
+    pub(crate) fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// Starts to look where the time goes.
+    pub(crate) fn start_profile(&mut self) {
+        self.profile = Some(Profile::new(&self.model, &self.pool));
+    }
+
+    /// Begins a new sequence, or new ones.
     pub(crate) fn restart(&mut self) {
         self.position = 0;
     }
@@ -90,13 +105,41 @@ impl Runner {
         Ok(())
     }
 
+    /// Appends to each of some sequences its own tokens, all equally many, `step_tokens` of each in
+    /// a step. `want` says which logits are computed in the last step, and in every step that
+    /// takes one token of each.
+    ///
+    /// # Errors
+    /// If the model cannot be run.
+    pub(crate) fn feed_each(
+        &mut self,
+        sequences: &[Vec<u32>],
+        step_tokens: usize,
+        want: WantLogits,
+    ) -> Result<()> {
+        let len = sequences.first().map_or(0, Vec::len);
+        for start in (0..len).step_by(step_tokens) {
+            let end = len.min(start + step_tokens);
+            let wanted = end == len || step_tokens == 1;
+            self.batch.clear();
+            for (index, tokens) in sequences.iter().enumerate() {
+                let want = if wanted { want } else { WantLogits::No };
+                self.push(&tokens[start..end], want, (index, sequences.len()))?;
+            }
+            self.run()?;
+            self.position += end - start;
+        }
+        Ok(())
+    }
+
     /// Appends tokens while `observer` looks on; the last one's logits are computed.
     ///
     /// # Errors
     /// If the model cannot be run.
     pub(crate) fn feed_watched(&mut self, tokens: &[u32], observer: &dyn Observer) -> Result<()> {
         for chunk in tokens.chunks(STEP_TOKENS_MAX) {
-            self.push(chunk, WantLogits::Last)?;
+            self.batch.clear();
+            self.push(chunk, WantLogits::Last, (0, 1))?;
             let Self { model, pool, batch, cache, workspace, .. } = self;
             model.forward_observed(pool, batch, cache, workspace, observer)?;
             self.position += chunk.len();
@@ -124,26 +167,47 @@ impl Runner {
 
     /// Runs one step. Its logits are in the workspace, unless they are answered with.
     fn step(&mut self, tokens: &[u32], want: WantLogits) -> Result<Option<Vec<f32>>> {
-        self.push(tokens, want)?;
+        self.batch.clear();
+        self.push(tokens, want, (0, 1))?;
         self.position += tokens.len();
         if let Some(cache) = &mut self.reference {
             return Ok(Some(reference::forward(&self.model, &self.pool, &self.batch, cache)?));
         }
-        self.model.forward(&self.pool, &self.batch, &mut self.cache, &mut self.workspace)?;
-        self.expert_bytes += self.workspace.expert_bytes();
+        self.run()?;
         Ok(None)
     }
 
-    /// Makes the batch of the next tokens.
-    fn push(&mut self, tokens: &[u32], want: WantLogits) -> Result<()> {
+    /// Runs the batch.
+    fn run(&mut self) -> Result<()> {
+        let Self { model, pool, batch, cache, workspace, .. } = self;
+        match &self.profile {
+            None => model.forward(pool, batch, cache, workspace)?,
+            Some(profile) => {
+                profile.begin();
+                model.forward_observed(pool, batch, cache, workspace, profile)?;
+            }
+        }
+        self.expert_bytes += self.workspace.expert_bytes();
+        Ok(())
+    }
+
+    /// Puts the next tokens of a sequence into the batch: of the `index`-th of `count` that share
+    /// the cache.
+    fn push(
+        &mut self,
+        tokens: &[u32],
+        want: WantLogits,
+        (index, count): (usize, usize),
+    ) -> Result<()> {
         let end = self.position + tokens.len();
+        let room = self.blocks.len() / count;
         ensure!(
-            end <= self.blocks.len() * BLOCK_TOKENS,
+            end <= room * BLOCK_TOKENS,
             "`{end}` tokens in a cache for {}",
-            self.blocks.len() * BLOCK_TOKENS
+            room * BLOCK_TOKENS
         );
-        self.batch.clear();
-        let blocks = &self.blocks[..end.div_ceil(BLOCK_TOKENS)];
+        let first = index * room;
+        let blocks = &self.blocks[first..first + end.div_ceil(BLOCK_TOKENS)];
         self.batch.push_span(tokens, self.position as u32, blocks, want);
         Ok(())
     }

@@ -41,6 +41,8 @@ pub struct Share {
     pub nanos: u64,
     /// Parallel regions: forks and joins.
     pub regions: u64,
+    /// Time within them, in nanoseconds; in what is left the caller worked alone.
+    pub region_nanos: u64,
     /// Time in which workers had no share of a region under way to work on, in nanoseconds, added
     /// up over all workers.
     pub idle_nanos: u64,
@@ -127,6 +129,7 @@ impl Observer for Profile {
         let done = Share {
             nanos: (now - state.last).as_nanos() as u64,
             regions: regions.count - since.count,
+            region_nanos: regions.nanos - since.nanos,
             idle_nanos: in_regions.saturating_sub(regions.busy_nanos - since.busy_nanos),
             bytes: std::mem::take(&mut state.bytes),
             operations: std::mem::take(&mut state.operations),
@@ -141,6 +144,7 @@ impl AddAssign for Share {
     fn add_assign(&mut self, other: Share) {
         self.nanos += other.nanos;
         self.regions += other.regions;
+        self.region_nanos += other.region_nanos;
         self.idle_nanos += other.idle_nanos;
         self.bytes += other.bytes;
         self.operations = self.operations + other.operations;

@@ -107,6 +107,9 @@ pub(crate) struct BenchArgs {
     /// Answer lengths to measure, in tokens; 0 for none
     #[arg(long, short = 'n', value_delimiter = ',', default_value = "64", value_name = "TOKENS")]
     pub(crate) generate: Vec<usize>,
+    /// How many sequences decode together, in one step each; rates are of all of them
+    #[arg(long, short, value_delimiter = ',', default_value = "1", value_name = "SEQUENCES")]
+    pub(crate) batch: Vec<usize>,
     /// Tokens of context already there when decoding starts
     #[arg(long, short, default_value_t = 0, value_name = "TOKENS")]
     pub(crate) depth: usize,
@@ -116,9 +119,20 @@ pub(crate) struct BenchArgs {
     /// How keys and values are kept
     #[arg(long, default_value = "f16", value_name = "TYPE")]
     pub(crate) kv_type: super::KvType,
+    /// Tell where the time goes, by part and layer, in one more run of each test
+    #[arg(long)]
+    pub(crate) profile: bool,
     /// Skip measuring the machine's own limits
     #[arg(long)]
     pub(crate) no_machine: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Flags of `moeba probe`.
+#[derive(Debug, Args)]
+pub(crate) struct ProbeArgs {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,

@@ -11,7 +11,7 @@ use clap::{Args, ColorChoice, Parser, Subcommand, ValueEnum};
 use moeba_kernels::activations::Precision;
 
 pub(crate) use inference::{
-    BenchArgs, LogitsArgs, RunArgs, SamplingArgs, TokenizeArgs, VerifyArgs,
+    BenchArgs, LogitsArgs, ProbeArgs, RunArgs, SamplingArgs, TokenizeArgs, VerifyArgs,
 };
 pub(crate) use models::{InspectArgs, ListArgs, PullArgs, UpcycleArgs};
 pub(crate) use quantise::{ImatrixArgs, KldArgs, PerplexityArgs, QuantizeArgs, TextArgs};
@@ -133,6 +133,8 @@ pub(crate) enum Command {
     Verify(VerifyArgs),
     /// Measure prefill and decode speed, next to what this machine can do
     Bench(BenchArgs),
+    /// Measure this machine's own limits: memory bandwidth and arithmetic
+    Probe(ProbeArgs),
     /// Write the logits of given tokens to a safetensors file
     Logits(LogitsArgs),
     /// Turn text into token ids, or ids into text

@@ -9,6 +9,7 @@ mod logits;
 mod manual;
 mod perplexity;
 mod printer;
+mod probe;
 mod pull;
 mod quantize;
 mod repl;
@@ -44,6 +45,7 @@ pub(crate) fn run(command: Command, settings: &Settings) -> Result<()> {
         Command::Inspect(args) => inspect::run(&args, settings),
         Command::Verify(args) => verify::run(&args, settings),
         Command::Bench(args) => bench::run(&args, settings),
+        Command::Probe(args) => probe::run(&args, settings),
         Command::Logits(args) => logits::run(&args, settings),
         Command::Tokenize(args) => tokenize::run(&args, settings),
     }

@@ -28,6 +28,7 @@ fn help_reads_as_kept() {
         "inspect",
         "verify",
         "bench",
+        "probe",
         "logits",
         "tokenize",
         "quantize",

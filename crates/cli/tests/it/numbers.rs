@@ -126,6 +126,47 @@ fn text_becomes_ids_and_text_again() {
 }
 
 #[test]
+fn bench_counts_bytes_and_operations_of_sequences_together() {
+    let world = World::new("bench_batch");
+    let model = fixture("mixtral").join("model.gguf");
+    let args = ["-p", "0", "-n", "6", "-d", "17", "-b", "1,4", "-r", "1", "--no-machine"];
+    let args = [&["bench", model.to_str().unwrap(), "--profile"][..], &args].concat();
+    let shown = world.run(&[&args[..], &["--json"]].concat()).json();
+    let tests = shown["tests"].as_array().unwrap();
+    assert_eq!(tests.iter().map(|t| t["batch"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 4]);
+    let number = |test: usize, key: &str| tests[test][key].as_f64().unwrap();
+    let inspected = world.run(&["inspect", args[1], "--json"]).json();
+    let alone = inspected["weights"]["bytes_per_token"].as_f64().unwrap();
+    assert_eq!(number(0, "weight_bytes_per_token").round(), alone);
+    assert!(number(1, "weight_bytes_per_token") < alone);
+    assert!(number(1, "expert_bytes_per_token") < number(0, "expert_bytes_per_token"));
+    assert_eq!(number(1, "cache_bytes_per_token"), number(0, "cache_bytes_per_token"));
+    assert_eq!(tests[0]["operations_per_token"], tests[1]["operations_per_token"]);
+    for test in tests {
+        let profile = &test["profile"];
+        assert_eq!(profile["steps"], 6);
+        let layers = profile["layers"].as_array().unwrap();
+        assert_eq!(layers.len() as u64, inspected["layers"].as_u64().unwrap() + 1);
+        assert!(layers[0]["parts"]["router"]["seconds_per_step"].as_f64().unwrap() > 0.0);
+        assert!(profile["parts"]["attention itself"]["operations_per_step"].as_f64() > Some(0.0));
+    }
+    let text = world.run(&args).succeeded().out;
+    for words in ["experts' gate and up", "REGIONS", "ends", "batch 4, depth 17"] {
+        assert!(text.contains(words), "no `{words}` in:\n{text}");
+    }
+}
+
+#[test]
+fn probe_tells_the_machines_limits() {
+    let world = World::new("probe");
+    let shown = world.run(&["probe", "--json", "-t", "1"]).json();
+    assert_eq!(shown["threads"], 1);
+    for key in ["read_bytes_per_second", "int8_ops_per_second", "f32_ops_per_second"] {
+        assert!(shown[key].as_f64().unwrap() > 0.0, "{key}");
+    }
+}
+
+#[test]
 fn bench_tells_medians_and_spread() {
     let world = World::new("bench");
     let model = fixture("mixtral").join("model.gguf");
@@ -147,6 +188,7 @@ fn bench_tells_medians_and_spread() {
     }
     assert!(shown["machine"]["isa"].is_string());
     assert!(bench(&[]).succeeded().out.contains("TOKENS/S"));
+    bench(&["-b", "33"]).failed_saying(&["`33` sequences at once"]);
     world
         .run(&["bench", "-m", args[2], "-p", "0", "-n", "0"])
         .failed_saying(&["nothing to measure"]);

@@ -32,6 +32,9 @@ pub struct MachineLimits {
     pub read_bytes_per_s_median: f64,
     /// 8-bit multiplications and additions per second, best run.
     pub int8_ops_per_s_best: f64,
+    /// Multiplications of bfloat16 numbers and additions to single-precision sums per second, best
+    /// run; `None` if the instruction set in use, or this machine, has none.
+    pub bf16_ops_per_s_best: Option<f64>,
     /// Single-precision multiplications and additions per second, best run.
     pub f32_ops_per_s_best: f64,
 }
@@ -61,6 +64,7 @@ pub fn measure(pool: &Pool) -> io::Result<MachineLimits> {
         read_bytes_per_s_best: reads[reads.len() - 1],
         read_bytes_per_s_median: reads[reads.len() / 2],
         int8_ops_per_s_best: peak_rate(pool, || int8_turns(isa)),
+        bf16_ops_per_s_best: bf16_turns(isa).map(|turns| peak_rate(pool, turns)),
         f32_ops_per_s_best: peak_rate(pool, || lanes::run(isa, FusedTurns)),
     })
 }
@@ -165,6 +169,17 @@ fn int8_turns(isa: Isa) -> f64 {
     }
 }
 
+/// Products of bfloat16 numbers, two to a sum, where there are instructions for them.
+fn bf16_turns(isa: Isa) -> Option<fn() -> f64> {
+    #[cfg(target_arch = "x86_64")]
+    if isa >= Isa::Avx512 && is_x86_feature_detected!("avx512bf16") {
+        // SAFETY: looked for just now.
+        return Some(|| unsafe { x86_64::bf16_turns_avx512() });
+    }
+    let _ = isa;
+    None
+}
+
 fn int8_turns_scalar() -> f64 {
     let (a, b) = (black_box([77u8; 64]), black_box([-3i8; 64]));
     let mut sum = 0i32;
@@ -192,5 +207,6 @@ mod tests {
         assert!(limits.read_bytes_per_s_median <= limits.read_bytes_per_s_best);
         assert!(limits.int8_ops_per_s_best > 1e8, "{limits:?}");
         assert!((1e7..1e14).contains(&limits.f32_ops_per_s_best), "{limits:?}");
+        assert!(limits.bf16_ops_per_s_best.is_none_or(|rate| rate > 1e7), "{limits:?}");
     }
 }

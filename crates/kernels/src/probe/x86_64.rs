@@ -24,6 +24,26 @@ pub(super) unsafe fn int8_turns_avx512() -> f64 {
     (TURNS * CHAINS * 64 * 2) as f64
 }
 
+/// `vdpbf16ps` on 512-bit registers: 32 products each.
+///
+/// # Safety
+/// The machine must have the instructions named in the attribute.
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(super) unsafe fn bf16_turns_avx512() -> f64 {
+    let (a, b) = (_mm512_set1_ps(black_box(0.999)), _mm512_set1_ps(black_box(0.001)));
+    let (a, b) = (_mm512_cvtne2ps_pbh(a, a), _mm512_cvtne2ps_pbh(b, b));
+    let mut chains = [_mm512_setzero_ps(); CHAINS];
+    for _ in 0..TURNS {
+        for chain in &mut chains {
+            *chain = _mm512_dpbf16_ps(*chain, a, b);
+        }
+    }
+    for chain in chains {
+        black_box(_mm512_reduce_add_ps(chain));
+    }
+    (TURNS * CHAINS * 32 * 2) as f64
+}
+
 /// `vpmaddubsw`, `vpmaddwd`, `vpaddd` on 256-bit registers: 32 products each.
 ///
 /// # Safety
