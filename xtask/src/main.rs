@@ -2,6 +2,7 @@
 //! The project's own chores, as one program: `cargo xtask check` is what a contributor runs before
 //! a commit and what CI runs after it, so the two cannot drift apart.
 
+mod bench_vs;
 mod check;
 mod tidy;
 
@@ -13,6 +14,7 @@ cargo xtask COMMAND
 
   check     formatting, tidy, clippy, docs and tests: everything that must pass
   tidy      the layout, size and naming rules of STYLE.md and ARCHITECTURE.md
+  bench-vs  Moeba and another engine in turn on the same file; `bench-vs help` tells more
 ";
 
 #[expect(clippy::print_stderr, reason = "a command-line program complains on stderr")]
@@ -33,6 +35,11 @@ fn dispatch(arguments: &[String]) -> Result<()> {
     match arguments.first().map(String::as_str) {
         Some("check") => check::run(),
         Some("tidy") => tidy::run(),
+        Some("bench-vs") if arguments.get(1).is_none_or(|word| word == "help") => {
+            print!("{}", bench_vs::HELP);
+            Ok(())
+        }
+        Some("bench-vs") => bench_vs::run(&arguments[1..]),
         None | Some("help" | "--help" | "-h") => {
             print!("{HELP}");
             Ok(())
