@@ -25,6 +25,13 @@ pub(crate) fn pool(settings: &Settings) -> Result<Pool> {
     Ok(Pool::new(threads(settings), Pinning::None))
 }
 
+/// How busy the machine was in the last minute, in threads that ran or wanted to; `None` where it
+/// does not say.
+pub(crate) fn load() -> Option<f64> {
+    let averages = std::fs::read_to_string("/proc/loadavg").ok()?;
+    averages.split_whitespace().next()?.parse().ok()
+}
+
 /// How many workers to use.
 pub(crate) fn threads(settings: &Settings) -> usize {
     settings.threads.unwrap_or_else(cpu::default_threads)

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::arguments::{Arguments, Plan};
 use super::summary::About;
+use crate::tidy::repository_root;
 
 /// What is measured, in the order of reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -64,9 +65,10 @@ impl Engine {
         if let Some(path) = &arguments.moeba {
             return Ok(Engine::Moeba(path.clone()));
         }
-        let status = Command::new("cargo").args(["build", "--release", "-p", "moeba"]).status()?;
-        ensure!(status.success(), "moeba could not be built");
-        Ok(Engine::Moeba(PathBuf::from("target/release/moeba")))
+        let mut build = Command::new("cargo");
+        build.args(["build", "--release", "-p", "moeba"]).current_dir(repository_root());
+        ensure!(build.status()?.success(), "moeba could not be built");
+        Ok(Engine::Moeba(repository_root().join("target/release/moeba")))
     }
 
     /// The peer, installed if need be.
@@ -221,8 +223,8 @@ fn package_command(python: &Path, package: &Package, model: &Path, plan: &Plan) 
         "threads": plan.threads,
     });
     let mut command = Command::new(python);
-    let peers = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers");
-    command.arg(peers.join(package.script)).arg(plan_json.to_string());
+    let script = repository_root().join("xtask/peers").join(package.script);
+    command.arg(script).arg(plan_json.to_string());
     let threads = plan.threads.to_string();
     command.env("RAYON_NUM_THREADS", &threads).env("OMP_NUM_THREADS", &threads);
     command
@@ -230,7 +232,7 @@ fn package_command(python: &Path, package: &Package, model: &Path, plan: &Plan) 
 
 /// Installs a package into an environment of its own, once; its Python.
 fn install(package: &Package) -> Result<PathBuf> {
-    let folder = Path::new("target/bench-vs").join(package.name);
+    let folder = repository_root().join("target/bench-vs").join(package.name);
     let python = folder.join("bin/python");
     let run = |command: &mut Command| -> Result<()> {
         let named = shown(command);

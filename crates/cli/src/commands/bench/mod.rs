@@ -50,6 +50,7 @@ pub(crate) fn run(args: &BenchArgs, settings: &Settings) -> Result<()> {
         threads: pool.threads(),
         isa: isa::current(),
         limbs: model.precision().limbs(),
+        load: machine::load(),
         limits: measure_machine(args, settings, &pool),
     };
     let (cost, kv_dtype) = (Cost::of_model(&model), KvDType::from(args.kv_type));

@@ -9,6 +9,9 @@ use super::test::{Kind, Test, arithmetic_share};
 use crate::commands::probe;
 use crate::output::{Style, operations, size, styled, table};
 
+/// The load above which somebody else is at work: what a shell and its kin leave is less.
+const BUSY: f64 = 0.5;
+
 /// What is known of the model and the machine beside the tests.
 pub(super) struct Facts {
     pub(super) path: String,
@@ -18,6 +21,8 @@ pub(super) struct Facts {
     pub(super) isa: Isa,
     /// Rows of 8-bit integers that an input of quantised weights becomes.
     pub(super) limbs: usize,
+    /// How busy the machine was before anything was measured.
+    pub(super) load: Option<f64>,
     pub(super) limits: Option<MachineLimits>,
 }
 
@@ -53,6 +58,7 @@ pub(super) fn to_json(tests: &[Test], breakdowns: &[Breakdown], facts: &Facts) -
     let mut machine = facts.limits.as_ref().map_or_else(|| json!({}), probe::to_json);
     machine["threads"] = facts.threads.into();
     machine["isa"] = facts.isa.name().into();
+    machine["load_before"] = facts.load.into();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "tests": shown,
@@ -167,5 +173,8 @@ fn remarks(tests: &[Test], facts: &Facts) -> Vec<String> {
         ));
     }
     lines.extend(facts.limits.as_ref().map(probe::line));
+    lines.extend(facts.load.filter(|load| *load > BUSY).map(|load| {
+        format!("the machine was busy before (load {load:.1}): trust neither rates nor limits")
+    }));
     lines
 }
