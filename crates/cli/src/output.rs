@@ -63,6 +63,15 @@ fn scaled(n: u64, units: &[&str]) -> String {
     format!("{value:.digits$} {}", units[unit]).trim_end().to_owned()
 }
 
+/// A rate, or a time, with two or three digits.
+pub(crate) fn rate(value: f64) -> String {
+    match value {
+        v if v < 0.995 => format!("{v:.2}"),
+        v if v < 99.5 => format!("{v:.1}"),
+        v => format!("{v:.0}"),
+    }
+}
+
 /// Bytes as lower case hexadecimal digits.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {

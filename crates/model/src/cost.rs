@@ -134,6 +134,11 @@ impl Cost {
         }
     }
 
+    /// How many layers the model has.
+    pub fn num_layers(&self) -> usize {
+        self.layers.len()
+    }
+
     /// What one token costs that a single sequence decodes at `position`, with logits.
     pub fn token(&self, position: usize, kv_dtype: KvDType) -> Work {
         let positions = position..position + 1;

@@ -8,9 +8,11 @@ use std::path::Path;
 
 use moeba_kernels::activations::ActKinds;
 
+use crate::convert::Target;
+use crate::cost::Cost;
 use crate::error::LoadError;
 use crate::families;
-use crate::files::{self, Container};
+use crate::files::{self, Container, ModelFiles, TensorHeader};
 use crate::parameters::{self, Parameters};
 use crate::spec::ModelSpec;
 use crate::weights::Turning;
@@ -43,6 +45,8 @@ pub struct WeightSummary {
     pub bytes_per_token: u64,
     /// Bytes of all experts together.
     pub bytes_experts: u64,
+    /// What steps with them cost.
+    pub cost: Cost,
     /// The forms of inputs the weights are multiplied with.
     pub input_kinds: ActKinds,
     /// Names of tensors the text model does not use.
@@ -82,9 +86,28 @@ pub fn inspect(path: &Path, options: &LoadOptions) -> Result<Inspection, LoadErr
             notes,
         });
     }
-    let mut model = Model::build(&files, options, Turning::Never)?;
+    let model = Model::build(&files, options, Turning::Never)?;
+    Ok(summary(model, container, files.tensors.headers()))
+}
+
+/// Looks at what the model in `files` would be as GGUF of type `target`, whether or not its weights
+/// are there.
+///
+/// # Errors
+/// If its configuration makes no sense.
+pub fn imagine(
+    files: &ModelFiles,
+    options: &LoadOptions,
+    target: &Target,
+) -> Result<Inspection, LoadError> {
+    let (model, headers) = Model::imagined(files, options, target)?;
+    Ok(summary(model, files.container, &headers))
+}
+
+/// What a model is, whose tensors are those of `headers`.
+fn summary(mut model: Model, container: Container, headers: &[TensorHeader]) -> Inspection {
     let mut formats: BTreeMap<&str, (usize, u64)> = BTreeMap::new();
-    for tensor in files.tensors.headers() {
+    for tensor in headers {
         let told = model.formats.get(&tensor.name).map(String::as_str);
         let (tensors, bytes) = formats.entry(told.unwrap_or(tensor.stored.name())).or_default();
         *tensors += 1;
@@ -99,18 +122,19 @@ pub fn inspect(path: &Path, options: &LoadOptions) -> Result<Inspection, LoadErr
     formats.sort_by_key(|share| std::cmp::Reverse(share.bytes));
     let weights = WeightSummary {
         formats,
-        bytes_total: files.tensors.total_bytes(),
+        bytes_total: headers.iter().map(|tensor| tensor.bytes).sum(),
         bytes_per_token: model.bytes_per_token(),
+        cost: Cost::of_model(&model),
         bytes_experts: model.expert_bytes(),
         input_kinds: model.input_kinds(),
         unused: model.unused_tensors().to_vec(),
         told: std::mem::take(&mut model.formats),
     };
-    Ok(Inspection {
+    Inspection {
         parameters: parameters::of_model(model.spec()),
         container,
         weights: Some(weights),
         notes: model.notes().to_vec(),
         spec: model.spec,
-    })
+    }
 }

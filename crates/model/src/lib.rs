@@ -17,6 +17,7 @@ pub mod error;
 pub mod experts;
 pub mod families;
 pub mod files;
+mod imagined;
 pub mod inspect;
 pub mod kv;
 mod layers;
@@ -24,6 +25,7 @@ pub mod memory_plan;
 pub mod observer;
 pub mod parameters;
 mod planes;
+pub mod prediction;
 pub mod profile;
 pub mod reference;
 mod rope;
@@ -156,7 +158,19 @@ impl Model {
         options: &LoadOptions,
         turning: Turning,
     ) -> Result<Model, LoadError> {
-        let Described { mut spec, naming, notes, .. } = families::describe(files, options)?;
+        let described = families::describe(files, options)?;
+        planes::check_method(files)?;
+        Model::assemble(files, described, options, turning)
+    }
+
+    /// The model that was described, of the tensors in `files`.
+    pub(crate) fn assemble(
+        files: &ModelFiles,
+        described: Described,
+        options: &LoadOptions,
+        turning: Turning,
+    ) -> Result<Model, LoadError> {
+        let Described { mut spec, naming, notes, .. } = described;
         let range = options.layers.clone().unwrap_or(0..spec.layers.len());
         if range.is_empty() || range.end > spec.layers.len() {
             let expected = format!("a range within {} layers", spec.layers.len());
@@ -164,7 +178,6 @@ impl Model {
             return Err(Fault::new(&files.path).expected(expected).found(found).config());
         }
         spec.layers = spec.layers[range.clone()].to_vec();
-        planes::check_method(files)?;
 
         let mut loader = Loader::new(files, naming, turning);
         loader.plan_turning(&range)?;

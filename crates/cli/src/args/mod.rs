@@ -13,7 +13,7 @@ use moeba_kernels::activations::Precision;
 pub(crate) use inference::{
     BenchArgs, LogitsArgs, ProbeArgs, RunArgs, SamplingArgs, TokenizeArgs, VerifyArgs,
 };
-pub(crate) use models::{InspectArgs, ListArgs, PullArgs, UpcycleArgs};
+pub(crate) use models::{FitArgs, InspectArgs, ListArgs, PullArgs, UpcycleArgs};
 pub(crate) use quantise::{ImatrixArgs, KldArgs, PerplexityArgs, QuantizeArgs, TextArgs};
 
 /// The whole command line.
@@ -129,6 +129,13 @@ pub(crate) enum Command {
     List(ListArgs),
     /// Show what a model is made of: experts, parameters, bytes per token, memory
     Inspect(InspectArgs),
+    /// Tell, before a model is fetched, whether it fits here and how fast it will be
+    #[command(
+        long_about = "Tell, before a model is fetched, whether it fits here and how fast it \
+        will be.\n\nMODEL may also be a config.json alone, under any name. The machine and the \
+        disk are measured for a few seconds; predictions are ranges."
+    )]
+    Fit(FitArgs),
     /// Prove a model: weights, hashes, and every layer against plain arithmetic
     Verify(VerifyArgs),
     /// Measure prefill and decode speed, next to what this machine can do

@@ -56,6 +56,32 @@ pub(crate) struct InspectArgs {
     pub(crate) json: bool,
 }
 
+/// Flags of `moeba fit`.
+#[derive(Debug, Args)]
+pub(crate) struct FitArgs {
+    /// Which model.
+    #[command(flatten)]
+    pub(crate) model: super::ModelName,
+    /// Context length, in tokens, to plan for [default: 4096, or less if the model has less]
+    #[arg(long, value_name = "TOKENS")]
+    pub(crate) ctx: Option<std::num::NonZeroUsize>,
+    /// Plan as if it were of this type, such as Q4_K_M or MXFP4 [default: as it is or is listed]
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) quant: Option<String>,
+    /// Length of the prompt that prefill is predicted for, in tokens
+    #[arg(long, short, default_value = "512", value_name = "TOKENS")]
+    pub(crate) prompt: std::num::NonZeroUsize,
+    /// How keys and values would be kept
+    #[arg(long, default_value = "f16", value_name = "TYPE")]
+    pub(crate) kv_type: super::KvType,
+    /// Measure nothing: tell the memory plan alone
+    #[arg(long)]
+    pub(crate) no_machine: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// Flags of `moeba upcycle`.
 #[derive(Debug, Args)]
 pub(crate) struct UpcycleArgs {

@@ -1,6 +1,7 @@
 //! The commands, one file each: flags in, words and files out.
 
 mod bench;
+mod fit;
 mod imatrix;
 mod inspect;
 mod kld;
@@ -43,6 +44,7 @@ pub(crate) fn run(command: Command, settings: &Settings) -> Result<()> {
         Command::Man { dir } => manual::man(dir.as_deref()),
         Command::Run(args) => run::run(&args, settings),
         Command::Inspect(args) => inspect::run(&args, settings),
+        Command::Fit(args) => fit::run(&args, settings),
         Command::Verify(args) => verify::run(&args, settings),
         Command::Bench(args) => bench::run(&args, settings),
         Command::Probe(args) => probe::run(&args, settings),

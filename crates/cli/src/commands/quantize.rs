@@ -82,7 +82,7 @@ pub(crate) fn run(args: &QuantizeArgs, settings: &Settings) -> Result<()> {
 }
 
 /// The type called `name`.
-fn target(name: &str) -> Result<&'static Target> {
+pub(super) fn target(name: &str) -> Result<&'static Target> {
     Target::from_name(name).with_context(|| {
         let names: Vec<&str> = Target::all().map(|target| target.name).collect();
         format!("no type is called `{}`; there are {}", harmless(name), names.join(", "))

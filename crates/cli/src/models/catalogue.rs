@@ -7,6 +7,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
+use moeba_model::convert::Target;
 use serde::Deserialize;
 
 use crate::session::Advice;
@@ -48,6 +49,11 @@ pub(crate) struct Entry {
     pub(crate) sampling: Option<Advice>,
     /// How it is made here, instead.
     pub(crate) upcycle: Option<UpcycleRecipe>,
+    /// The type of its weights, by the names of [`Target`].
+    #[serde(rename = "type")]
+    pub(crate) target: Option<String>,
+    /// Its shape, as `config.json` would have it.
+    pub(crate) config: Option<serde_json::Value>,
 }
 
 /// A model made from another one on this machine.
@@ -210,6 +216,10 @@ impl Entry {
             "a name is lower case letters, digits, `.`, `_` and `-`, the first a letter or digit"
         );
         ensure!(self.active_params <= self.total_params, "more active parameters than parameters");
+        if let Some(name) = &self.target {
+            let is_known = Target::from_name(name).is_some();
+            ensure!(is_known, "`type` is none that `moeba quantize` knows: `{name}`");
+        }
         match (&self.upcycle, self.sources.is_empty()) {
             (None, true) => bail!("neither `sources` nor `upcycle` says where it comes from"),
             (Some(_), false) => bail!("`sources` and `upcycle` exclude each other"),
@@ -326,7 +336,10 @@ fn check_repo(repo: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use moeba_model::LoadOptions;
     use moeba_model::families::{FAMILIES, Family};
+    use moeba_model::files::ModelFiles;
+    use moeba_model::inspect::imagine;
 
     use super::*;
 
@@ -355,6 +368,23 @@ mod tests {
             assert!(FAMILIES.iter().any(is_known), "`{}` cannot be run", entry.name);
         }
         assert!(catalogue.find("MIXTRAL-8x7b-instruct").is_ok(), "case does not matter");
+    }
+
+    /// The counts are the publishers', and the sizes of the published files those of our own types:
+    /// other converters' mixes of the same name differ by less than a tenth.
+    #[test]
+    fn shapes_of_the_catalogue_give_its_counts_and_sizes() {
+        for entry in &built_in().models {
+            let config = entry.config.as_ref().unwrap().to_string();
+            let files = ModelFiles::of_config(entry.name.as_ref(), &config).unwrap();
+            let target = Target::from_name(entry.target.as_ref().unwrap()).unwrap();
+            let found = imagine(&files, &LoadOptions::default(), target).unwrap();
+            let counted = (found.spec.family, found.parameters.total, found.parameters.active);
+            let listed = (&*entry.family, entry.total_params, entry.active_params);
+            assert_eq!(counted, listed, "{}", entry.name);
+            let share = found.weights.unwrap().bytes_total as f64 / entry.file_bytes as f64;
+            assert!((0.95..1.1).contains(&share), "{}: {share}", entry.name);
+        }
     }
 
     #[test]

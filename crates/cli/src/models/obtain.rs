@@ -84,7 +84,10 @@ impl<'a> Library<'a> {
     }
 
     /// The entry of a name that is no path.
-    fn named(&self, name: &str) -> Result<&Entry> {
+    ///
+    /// # Errors
+    /// If there is none; the message suggests near names.
+    pub(crate) fn named(&self, name: &str) -> Result<&Entry> {
         let no_path = || format!("there is no file or directory `{}`", name.escape_debug());
         let looks_like_a_path = Path::new(name).extension().is_some_and(|e| e == "gguf");
         if looks_like_a_path || name.contains(['/', '\\']) {

@@ -26,6 +26,7 @@ fn help_reads_as_kept() {
         "pull",
         "list",
         "inspect",
+        "fit",
         "verify",
         "bench",
         "probe",

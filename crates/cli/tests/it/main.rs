@@ -5,6 +5,7 @@
 mod chat;
 mod containers;
 mod damage;
+mod fit;
 mod help;
 mod hostile;
 mod list;

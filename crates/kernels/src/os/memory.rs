@@ -59,6 +59,16 @@ impl Region {
         Ok(Self(Backing::Anonymous { map, len }))
     }
 
+    /// `len` bytes that read as zero and are counted by nobody as long as only a few of them are
+    /// read: room that is spoken of, not used.
+    ///
+    /// # Errors
+    /// When the address space does not allow it.
+    pub fn reserved(len: usize) -> io::Result<Self> {
+        let map = MmapOptions::new().len(len.max(1)).no_reserve_swap().map_anon()?;
+        Ok(Self(Backing::Anonymous { map, len }))
+    }
+
     /// Reads `range` (bytes of the file) into huge pages, by several threads at once.
     ///
     /// # Errors

@@ -5,6 +5,7 @@
 //! threads of the pool and the instruction set in use, and are the best of several runs, because a
 //! neighbour can only make them worse.
 
+pub mod disk;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 

@@ -143,7 +143,8 @@ impl Conversion {
             Container::HuggingFace | Container::Mistral => directory::read(files)?,
         };
         metadata.extend(recipe.words.iter().cloned());
-        let context = context(&pieces, recipe);
+        let named = pieces.iter().map(|piece| (&*piece.name, &*piece.shape));
+        let context = context(&named, recipe.importance.is_some());
         let (mut tensors, mut jobs, mut notes) = (Vec::new(), Vec::new(), Vec::new());
         let mut requantised = 0;
         for (index, piece) in pieces.iter().enumerate() {
@@ -401,17 +402,31 @@ fn stem(name: &str) -> Option<(usize, &str)> {
     Some((layer.parse().ok()?, rest))
 }
 
-fn context(pieces: &[Piece], recipe: &Recipe) -> Context {
-    let stems = || pieces.iter().filter_map(|piece| Some((stem(&piece.name)?, piece)));
+/// The formats that `target` gives tensors of these GGUF names and shapes, if nobody measured which
+/// of their weights matter.
+pub(crate) fn formats(tensors: &[(String, Vec<usize>)], target: &Target) -> Vec<DType> {
+    let named = tensors.iter().map(|(name, shape)| (&**name, &**shape));
+    let context = context(&named, false);
+    let format = |(name, shape): (&str, &[usize])| {
+        mixed(name, shape, target, &context).unwrap_or(DType::F32)
+    };
+    named.map(format).collect()
+}
+
+fn context<'a>(
+    tensors: &(impl Iterator<Item = (&'a str, &'a [usize])> + Clone),
+    is_measured: bool,
+) -> Context {
+    let stems = || tensors.clone().filter_map(|(name, shape)| Some((stem(name)?, shape)));
     let rows = |wanted: &str| {
-        stems().find(|((_, stem), _)| *stem == wanted).and_then(|(_, p)| p.shape.first().copied())
+        stems().find(|((_, stem), _)| *stem == wanted).and_then(|(_, s)| s.first().copied())
     };
     let group = rows("attn_q").zip(rows("attn_k")).map_or(1, |(q, k)| q / k.max(1));
     Context {
         num_layers: stems().map(|((layer, _), _)| layer + 1).max().unwrap_or(0),
         has_experts: stems().any(|((_, stem), _)| stem.ends_with("_exps")),
         is_tied: !stems().any(|((_, stem), _)| stem == "output"),
-        is_measured: recipe.importance.is_some(),
+        is_measured,
         group,
     }
 }
@@ -435,16 +450,18 @@ fn choose(
             Err(fault().found(format!("shape {:?}", piece.shape)).unsupported())
         };
     }
-    let is_matrix =
-        piece.shape.len() >= 2 && piece.shape.iter().product::<usize>() >= SMALL_NUMBERS;
-    let found = stem(&piece.name).filter(|(_, stem)| is_matrix && !is_precise(stem));
-    let Some((layer, stem)) = found else { return Ok(kept(piece)) };
-    let dtype = if recipe.is_pure {
-        recipe.target.base()
-    } else {
-        recipe.target.choose(stem, layer, context)
-    };
-    Ok(mixes::fitting(dtype, cols))
+    let mixed = mixed(&piece.name, &piece.shape, recipe.target, context);
+    let pure = mixed.map(|_| mixes::fitting(recipe.target.base(), cols));
+    let dtype = if recipe.is_pure { pure } else { mixed };
+    Ok(dtype.unwrap_or_else(|| kept(piece)))
+}
+
+/// The format the mix gives a tensor; `None` if it is not to be quantised.
+fn mixed(name: &str, shape: &[usize], target: &Target, context: &Context) -> Option<DType> {
+    let numbers = shape.iter().fold(1usize, |product, len| product.saturating_mul(*len));
+    let is_matrix = shape.len() >= 2 && numbers >= SMALL_NUMBERS;
+    let (layer, stem) = stem(name).filter(|(_, stem)| is_matrix && !is_precise(stem))?;
+    Some(mixes::fitting(target.choose(stem, layer, context), *shape.last()?))
 }
 
 /// Whether a matrix is one whose small errors do harm out of proportion to its size: routers,

@@ -23,7 +23,7 @@ mod verify;
 use std::path::{Path, PathBuf};
 
 use moeba_kernels::dtype::DType;
-use moeba_kernels::os::memory::Bytes;
+use moeba_kernels::os::memory::{Bytes, Region};
 
 use directory::Layout;
 pub(crate) use gguf::ContentHash;
@@ -109,6 +109,55 @@ impl ModelFiles {
             path: path.to_owned(),
             container: Container::Gguf,
             metadata: Metadata::new(path, pairs.iter().cloned().collect()),
+            generation: None,
+            quantisation: None,
+            tensors: TensorSource::new(path, parts, headers, WeightMemory::Mapped)?,
+            notes: Vec::new(),
+        })
+    }
+
+    /// A configuration as Hugging Face writes them, without weights. Errors will call it `path`.
+    ///
+    /// # Errors
+    /// If `text` is no JSON object.
+    pub fn of_config(path: &Path, text: &str) -> Result<ModelFiles, LoadError> {
+        let json::Unique(root): json::Unique<Value> = json::parse(path, 0, text.as_bytes())?;
+        let note = "this is a configuration alone".to_owned();
+        Ok(ModelFiles {
+            path: path.to_owned(),
+            container: Container::HuggingFace,
+            metadata: Metadata::new(path, root as Object),
+            generation: None,
+            quantisation: None,
+            tensors: TensorSource::empty(path, note),
+            notes: Vec::new(),
+        })
+    }
+
+    /// A GGUF file that nobody has: tensors of these names, shapes and types, all of which are the
+    /// same zeros and take no memory, and no keys.
+    pub(crate) fn imagined(path: &Path, tensors: &[GgufTensor]) -> Result<ModelFiles, LoadError> {
+        let too_large = || Fault::new(path).expected("tensors of less than 2^63 bytes").limit();
+        let header = |tensor: &GgufTensor| {
+            let (cols, rows) = tensor.shape.split_last().expect("every tensor has a dimension");
+            let rows = rows.iter().try_fold(1usize, |product, len| product.checked_mul(*len))?;
+            let bytes = tensor.dtype.row_bytes(*cols)?.checked_mul(rows)?;
+            let (name, shape) = (tensor.name.clone(), tensor.shape.clone());
+            let stored = StoredType::Known(tensor.dtype);
+            Some(TensorHeader { name, stored, shape, bytes: bytes as u64, offset: 0, part: 0 })
+        };
+        let headers: Option<Vec<TensorHeader>> = tensors.iter().map(header).collect();
+        let headers = headers.ok_or_else(too_large)?;
+        let total = headers.iter().try_fold(0i64, |sum, h| sum.checked_add_unsigned(h.bytes));
+        total.ok_or_else(too_large)?;
+        let longest = headers.iter().map(|header| header.bytes).max().unwrap_or(0);
+        let bytes = Region::reserved(longest as usize)
+            .map_err(|error| LoadError::io("set aside addresses for", path, error))?;
+        let parts = vec![tensors::Part::in_memory(path, bytes.into())];
+        Ok(ModelFiles {
+            path: path.to_owned(),
+            container: Container::Gguf,
+            metadata: Metadata::new(path, Object::new()),
             generation: None,
             quantisation: None,
             tensors: TensorSource::new(path, parts, headers, WeightMemory::Mapped)?,

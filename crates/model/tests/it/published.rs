@@ -327,7 +327,7 @@ const MIXTRAL_8X7B: &str = r#"{"architectures": ["MixtralForCausalLM"], "hidden_
     "rope_theta": 1000000.0, "sliding_window": null, "tie_word_embeddings": false,
     "vocab_size": 32000}"#;
 
-const MISTRAL_SMALL_4: &str = r#"{"architectures": ["Mistral3ForConditionalGeneration"],
+pub(crate) const MISTRAL_SMALL_4: &str = r#"{"architectures": ["Mistral3ForConditionalGeneration"],
     "text_config": {"first_k_dense_replace": 0, "head_dim": 128, "hidden_size": 4096,
     "intermediate_size": 12288, "kv_lora_rank": 256, "max_position_embeddings": 1048576,
     "model_type": "mistral4",
