@@ -16,6 +16,7 @@ use moeba_kernels::probe::{self, MachineLimits};
 use moeba_model::Model;
 use moeba_model::batch::BLOCK_TOKENS;
 use moeba_model::cost::Cost;
+use moeba_model::prediction::Conditions;
 
 use self::breakdown::Breakdown;
 use self::report::Facts;
@@ -25,7 +26,7 @@ use crate::machine;
 use crate::models::Library;
 use crate::output::{print, print_json};
 use crate::progress::Progress;
-use crate::runner::{Runner, STEP_LOGITS_MAX};
+use crate::runner::{Runner, STEP_LOGITS_MAX, STEP_TOKENS_MAX};
 use crate::settings::Settings;
 
 /// Runs the command.
@@ -66,8 +67,13 @@ pub(crate) fn run(args: &BenchArgs, settings: &Settings) -> Result<()> {
             }
         }
     }
+    let conditions =
+        Conditions { kv_dtype, precision: settings.precision, step_tokens_max: STEP_TOKENS_MAX };
     for test in &mut tests {
         test.count(&cost, kv_dtype);
+        if let Some(limits) = &facts.limits {
+            test.predict(&cost, &conditions, &limits.into());
+        }
     }
     // Last, because a pool that has begun to count its regions goes on with it.
     let profiled = tests.iter().filter(|_| args.profile);

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::breakdown::Breakdown;
 use super::test::{Kind, Test, arithmetic_share};
 use crate::commands::probe;
-use crate::output::{Style, operations, size, styled, table};
+use crate::output::{Style, operations, rate, size, styled, table};
 
 /// The load above which somebody else is at work: what a shell and its kin leave is less.
 const BUSY: f64 = 0.5;
@@ -85,6 +85,7 @@ fn test_to_json(test: &Test, facts: &Facts) -> Value {
         "tokens_per_second_min": min,
         "tokens_per_second_max": max,
         "runs": test.rates,
+        "tokens_per_second_predicted": test.predicted.map(|span| [span.low, span.high]),
         "expert_bytes_per_token": test.per_token(work.expert_bytes),
         "weight_bytes_per_token": test.per_token(work.weight_bytes()),
         "cache_bytes_per_token": test.per_token(work.cache_bytes),
@@ -176,5 +177,18 @@ fn remarks(tests: &[Test], facts: &Facts) -> Vec<String> {
     lines.extend(facts.load.filter(|load| *load > BUSY).map(|load| {
         format!("the machine was busy before (load {load:.1}): trust neither rates nor limits")
     }));
+    lines.extend(predictions(tests));
     lines
+}
+
+/// What `moeba fit` would have said, next to what came of it.
+fn predictions(tests: &[Test]) -> Option<String> {
+    let line = |test: &Test| {
+        let span = test.predicted?;
+        let (low, high, found) = (rate(span.low), rate(span.high), rate(test.median()));
+        let (name, tokens) = (test.name(), test.tokens);
+        Some(format!("{name} {tokens} predicted {low} to {high}, measured {found}"))
+    };
+    let lines: Vec<String> = tests.iter().filter_map(line).collect();
+    (!lines.is_empty()).then(|| format!("tokens/s: {}", lines.join("; ")))
 }

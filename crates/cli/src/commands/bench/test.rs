@@ -7,6 +7,7 @@ use moeba_kernels::attention::KvDType;
 use moeba_kernels::probe::MachineLimits;
 use moeba_model::batch::WantLogits;
 use moeba_model::cost::{Cost, Operations, StepShape, Work};
+use moeba_model::prediction::{self, Conditions, Limits, Span};
 
 use crate::runner::{Runner, STEP_TOKENS_MAX};
 
@@ -23,6 +24,8 @@ pub(super) struct Test {
     pub(super) rates: Vec<f64>,
     /// What a run reads and does; experts' bytes are those of the last run.
     pub(super) work: Work,
+    /// What `moeba fit` would have said, for one sequence on a machine whose limits are known.
+    pub(super) predicted: Option<Span>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +36,8 @@ pub(super) enum Kind {
 
 impl Test {
     pub(super) fn new(kind: Kind, tokens: usize, sequences: usize, depth: usize) -> Self {
-        Self { kind, tokens, sequences, depth, rates: Vec::new(), work: Work::default() }
+        let (rates, work, predicted) = (Vec::new(), Work::default(), None);
+        Self { kind, tokens, sequences, depth, rates, work, predicted }
     }
 
     /// Tokens of a sequence when it is done.
@@ -111,6 +115,17 @@ impl Test {
             work += cost.step(&StepShape { sequences, positions, logit_rows, kv_dtype });
         }
         self.work = Work { expert_bytes: self.work.expert_bytes, ..work };
+    }
+
+    /// Predicts the rate from what was measured of the machine. Batches are not predicted.
+    pub(super) fn predict(&mut self, cost: &Cost, conditions: &Conditions, limits: &Limits) {
+        self.predicted = (self.sequences == 1).then(|| match self.kind {
+            Kind::Prefill => prediction::prefill(cost, self.tokens, conditions, limits),
+            Kind::Decode => {
+                let middle = self.depth + self.tokens / 2;
+                prediction::decode(cost, middle, conditions, limits)
+            }
+        });
     }
 
     fn sorted(&self) -> Vec<f64> {
