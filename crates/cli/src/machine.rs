@@ -25,6 +25,9 @@ pub(crate) fn pool(settings: &Settings) -> Result<Pool> {
     Ok(Pool::new(threads(settings), Pinning::None))
 }
 
+/// The load above which somebody else is at work: what a shell and its kin leave is less.
+pub(crate) const BUSY: f64 = 0.5;
+
 /// How busy the machine was in the last minute, in threads that ran or wanted to; `None` where it
 /// does not say.
 pub(crate) fn load() -> Option<f64> {

@@ -73,11 +73,11 @@ static REACHED: [(Isa, Reached); 2] = [
     (
         Isa::Avx512,
         Reached {
-            reading: span(0.58, 0.85),
+            reading: span(0.54, 0.85),
             integer: span(0.14, 0.36),
             float: span(0.2, 0.45),
             attention: span(0.2, 0.5),
-            attention_of_one: span(0.03, 0.3),
+            attention_of_one: span(0.05, 0.25),
         },
     ),
     (
@@ -87,7 +87,7 @@ static REACHED: [(Isa, Reached); 2] = [
             integer: span(0.05, 0.1),
             float: span(0.2, 0.5),
             attention: span(0.1, 0.5),
-            attention_of_one: span(0.03, 0.3),
+            attention_of_one: span(0.05, 0.25),
         },
     ),
 ];

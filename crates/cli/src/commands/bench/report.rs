@@ -7,10 +7,8 @@ use serde_json::{Value, json};
 use super::breakdown::Breakdown;
 use super::test::{Kind, Test, arithmetic_share};
 use crate::commands::probe;
+use crate::machine;
 use crate::output::{Style, operations, rate, size, styled, table};
-
-/// The load above which somebody else is at work: what a shell and its kin leave is less.
-const BUSY: f64 = 0.5;
 
 /// What is known of the model and the machine beside the tests.
 pub(super) struct Facts {
@@ -174,7 +172,7 @@ fn remarks(tests: &[Test], facts: &Facts) -> Vec<String> {
         ));
     }
     lines.extend(facts.limits.as_ref().map(probe::line));
-    lines.extend(facts.load.filter(|load| *load > BUSY).map(|load| {
+    lines.extend(facts.load.filter(|load| *load > machine::BUSY).map(|load| {
         format!("the machine was busy before (load {load:.1}): trust neither rates nor limits")
     }));
     lines.extend(predictions(tests));

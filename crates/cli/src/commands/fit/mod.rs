@@ -37,6 +37,8 @@ struct Fit {
     kv_type: String,
     memory: Memory,
     machine: Option<MachineLimits>,
+    /// Of the machine, before anything was measured.
+    load: Option<f64>,
     disk: Option<Disk>,
     predicted: Option<Predicted>,
     /// Only looked for if the model does not fit.
@@ -98,7 +100,7 @@ pub(crate) fn run(args: &FitArgs, settings: &Settings) -> Result<()> {
         let ctx = ctx.min(inspection.spec.context_length);
         planned(inspection, &demand(inspection, ctx), u64::MAX).0
     };
-    let available = cpu::ram().available;
+    let (available, load) = (cpu::ram().available, machine::load());
     let everything = demand(&subject.inspection, claimed);
     let (_, ctx_max) = planned(&subject.inspection, &everything, available);
     let memory = Memory { plan: needed(&subject.inspection), available, ctx_max };
@@ -113,7 +115,7 @@ pub(crate) fn run(args: &FitArgs, settings: &Settings) -> Result<()> {
         alternatives(&subject, &library, &needed, available)
     };
     let kv_type = format!("{:?}", args.kv_type).to_lowercase();
-    let fit = Fit { subject, ctx, kv_type, memory, machine, disk, predicted, alternatives };
+    let fit = Fit { subject, ctx, kv_type, memory, machine, load, disk, predicted, alternatives };
     if args.json {
         return print_json(&report::to_json(&fit));
     }

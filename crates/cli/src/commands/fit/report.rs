@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::subject::{Known, Place, Subject};
 use super::{Disk, Fit, Predicted, weights};
 use crate::commands::probe;
+use crate::machine;
 use crate::output::{count, pairs, rate, size};
 
 /// The report for people.
@@ -185,6 +186,10 @@ fn notes(fit: &Fit) -> Vec<String> {
             slow.join(", ")
         ));
     }
+    let busy = fit.load.filter(|load| fit.machine.is_some() && *load > machine::BUSY);
+    notes.extend(busy.map(|load| {
+        format!("the machine is busy (load {load:.1}): alone, the model will be faster than this")
+    }));
     if fit.machine.is_none() {
         notes.push("nothing was measured, so no speed is predicted".to_owned());
     }
@@ -228,6 +233,7 @@ pub(super) fn to_json(fit: &Fit) -> Value {
             "ctx_max": memory.ctx_max,
         },
         "machine": fit.machine.as_ref().map(probe::to_json),
+        "load_before": fit.load,
         "disk": fit.disk.as_ref().map(|disk| disk_json(disk, &subject.place)),
         "predicted": fit.predicted.as_ref().map(|predicted| predicted_json(fit, predicted)),
         "would_fit": fit.alternatives.iter()
