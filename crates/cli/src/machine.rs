@@ -18,6 +18,7 @@ pub(crate) fn pool(settings: &Settings) -> Result<Pool> {
             IsaChoice::Scalar => Isa::Scalar,
             IsaChoice::Avx2 => Isa::Avx2,
             IsaChoice::Avx512 => Isa::Avx512,
+            IsaChoice::Amx => Isa::Amx,
         };
         let best = Isa::detect();
         ensure!(isa::force(isa), "this CPU does not have `{isa}`; its best is `{best}`");

@@ -2,6 +2,7 @@
 //! or some that go on in step with each other.
 
 use anyhow::{Context, Result, ensure};
+use moeba_kernels::activations::Precision;
 use moeba_kernels::attention::KvDType;
 use moeba_kernels::os::cpu;
 use moeba_kernels::pool::Pool;
@@ -14,8 +15,11 @@ use moeba_model::profile::Profile;
 use moeba_model::reference;
 use moeba_model::workspace::Workspace;
 
-/// Most tokens of one step.
-pub(crate) const STEP_TOKENS_MAX: usize = 512;
+/// Most tokens of one step, if there is memory.
+pub(crate) fn step_tokens_max(precision: Precision) -> usize {
+    if precision.has_bfloats() { 2048 } else { 512 }
+}
+
 /// Most tokens of a step that wants logits of every token: they are wide.
 pub(crate) const STEP_LOGITS_MAX: usize = 32;
 
@@ -45,7 +49,7 @@ impl Runner {
         let demand = Demand {
             context_tokens: tokens,
             kv_dtype: kv,
-            tokens_max: STEP_TOKENS_MAX,
+            tokens_max: step_tokens_max(model.precision()),
             logit_rows_max: STEP_LOGITS_MAX,
             threads: pool.threads(),
             precision: model.precision(),
@@ -56,13 +60,13 @@ impl Runner {
         let num_blocks = plan.num_blocks;
         let cache = KvCache::new(model.spec(), num_blocks, kv)
             .context("no memory for the cache of keys and values")?;
-        let workspace = Workspace::new(&model, &pool, STEP_TOKENS_MAX, STEP_LOGITS_MAX);
+        let workspace = Workspace::new(&model, &pool, plan.tokens_max, STEP_LOGITS_MAX);
         Ok(Self {
             model,
             pool,
             cache,
             workspace,
-            batch: Batch::with_capacity(STEP_TOKENS_MAX, num_blocks),
+            batch: Batch::with_capacity(plan.tokens_max, num_blocks),
             blocks: (0..num_blocks as u32).collect(),
             position: 0,
             reference: None,
@@ -87,6 +91,11 @@ impl Runner {
         self.profile = Some(Profile::new(&self.model, &self.pool));
     }
 
+    /// Most tokens of one step.
+    pub(crate) fn step_tokens(&self) -> usize {
+        self.workspace.tokens_max()
+    }
+
     /// Begins a new sequence, or new ones.
     pub(crate) fn restart(&mut self) {
         self.position = 0;
@@ -97,8 +106,8 @@ impl Runner {
     /// # Errors
     /// If the model cannot be run.
     pub(crate) fn feed(&mut self, tokens: &[u32]) -> Result<()> {
-        let chunks = tokens.len().div_ceil(STEP_TOKENS_MAX);
-        for (i, chunk) in tokens.chunks(STEP_TOKENS_MAX).enumerate() {
+        let chunks = tokens.len().div_ceil(self.step_tokens());
+        for (i, chunk) in tokens.chunks(self.step_tokens()).enumerate() {
             let want = if i + 1 == chunks { WantLogits::Last } else { WantLogits::No };
             self.step(chunk, want)?;
         }
@@ -137,7 +146,7 @@ impl Runner {
     /// # Errors
     /// If the model cannot be run.
     pub(crate) fn feed_watched(&mut self, tokens: &[u32], observer: &dyn Observer) -> Result<()> {
-        for chunk in tokens.chunks(STEP_TOKENS_MAX) {
+        for chunk in tokens.chunks(self.step_tokens()) {
             self.batch.clear();
             self.push(chunk, WantLogits::Last, (0, 1))?;
             let Self { model, pool, batch, cache, workspace, .. } = self;

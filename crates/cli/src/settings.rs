@@ -23,6 +23,8 @@ pub(crate) struct Settings {
     pub(crate) isa: Option<IsaChoice>,
     /// How finely the inputs of quantised weights are rounded.
     pub(crate) precision: Precision,
+    /// Whether the user said so.
+    precision_given: bool,
     /// How attention is scaled where engines disagree.
     pub(crate) attention_scale: AttentionScale,
     /// Where models are kept: one folder each.
@@ -70,6 +72,16 @@ impl Settings {
         LoadOptions { precision, softmax_scale, absent_query_scale, ..LoadOptions::default() }
     }
 
+    /// The same for a command that measures how near a model is to another: every token is
+    /// computed alike, unless the user said otherwise.
+    pub(crate) fn alike(&self) -> Self {
+        let mut alike = self.clone();
+        if !self.precision_given {
+            alike.precision = Precision::Sixteen;
+        }
+        alike
+    }
+
     /// Resolves flags and environment.
     ///
     /// # Errors
@@ -94,7 +106,12 @@ impl Settings {
         };
         Ok(Self {
             threads: flags.threads.map(usize::from),
-            precision: flags.activations.into(),
+            precision: match flags.activations.map(Precision::from) {
+                None | Some(Precision::Mixed) if flags.deterministic => Precision::Sixteen,
+                None => Precision::Mixed,
+                Some(given) => given,
+            },
+            precision_given: flags.activations.is_some() || flags.deterministic,
             attention_scale: flags.attention_scale,
             isa: flags.isa,
             models_dir: cache_dir.join("models"),

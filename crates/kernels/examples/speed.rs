@@ -1,7 +1,7 @@
 //! How fast every format is multiplied on every instruction set, next to what memory can do.
 //!
 //! `cargo run --release -p moeba-kernels --example speed -- [--formats Q4_K,Q8_0] [--isas avx512]
-//! [--tokens 1,4,64] [--mib 1024] [--rounds 5] [--threads 2] [--clock wall]`
+//! [--tokens 1,4,64] [--mib 1024] [--rounds 5] [--threads 2] [--clock wall] [--activations 16]`
 //!
 //! On a busy machine `--threads 1 --clock cpu` counts the seconds this process really had.
 //! Every round reads the weights plainly, then multiplies them, so that a noisy neighbour hurts
@@ -35,6 +35,7 @@ struct Options {
     rounds: usize,
     threads: usize,
     clock: ClockId,
+    precision: Precision,
 }
 
 /// Seconds on a clock; a process has as many CPU seconds per second as threads.
@@ -71,6 +72,10 @@ fn options() -> Options {
         mib: number("mib", 1024),
         rounds: number("rounds", 5),
         threads: number("threads", 2),
+        precision: match given.get("activations") {
+            Some(&"16") => Precision::Sixteen,
+            _ => Precision::Eight,
+        },
         clock: match given.get("clock") {
             Some(&"cpu") => ClockId::ProcessCPUTime,
             _ => ClockId::Monotonic,
@@ -177,7 +182,8 @@ fn measure(
     let rows = (rows / tokens.div_ceil(4)).next_multiple_of(64).min(rows);
     let bytes = &region[..rows * row_bytes];
     let x: Vec<f32> = (0..tokens * COLS).map(|i| (i % 97) as f32 - 48.0).collect();
-    let mut input = Activations::with_capacity(tokens, COLS, Precision::Eight, ActKinds::ALL);
+    let precision = if isa == Isa::Amx { Precision::Mixed } else { options.precision };
+    let mut input = Activations::with_capacity(tokens, COLS, precision, ActKinds::ALL);
     input.set(pool, &x, tokens, COLS, ActKinds::of(dtype));
     let mut output = vec![0f32; tokens * rows];
     let apart = scales(dtype, rows);

@@ -19,7 +19,8 @@ use std::ops::{BitOr, Range};
 use crate::arch;
 use crate::disjoint::Disjoint;
 use crate::dtype::{ActKind, DType};
-use crate::isa;
+use crate::formats::half;
+use crate::isa::{self, Isa};
 use crate::pool::Pool;
 
 /// Which quantised forms of a row are wanted, beside the floats. Combine with `|`.
@@ -29,8 +30,10 @@ pub struct ActKinds(u8);
 impl ActKinds {
     /// Floats alone.
     pub const F32: Self = Self(0);
-    /// Every form there is.
+    /// Every form that integer products read.
     pub const ALL: Self = Self((1 << QUANTISED.len()) - 1);
+    /// Bfloats, which products by tiles read.
+    const BFLOATS: Self = Self(1 << QUANTISED.len());
 
     /// What weights of `dtype` are multiplied with.
     pub fn of(dtype: DType) -> Self {
@@ -70,6 +73,10 @@ pub enum Precision {
     /// Twice 8 bits: what the first rounding left over is kept as well.
     #[default]
     Sixteen,
+    /// As `Sixteen` where few inputs share a product; where many do, bfloats, if the machine
+    /// multiplies tiles of them ([`Isa::Amx`]): several times faster, and what a token becomes
+    /// then depends a little on how many others are computed with it.
+    Mixed,
 }
 
 impl Precision {
@@ -77,10 +84,20 @@ impl Precision {
     pub fn limbs(self) -> usize {
         match self {
             Self::Eight => 1,
-            Self::Sixteen => LIMBS_MAX,
+            Self::Sixteen | Self::Mixed => LIMBS_MAX,
         }
     }
+
+    /// Whether there are bfloats, too, on this machine: then long steps pay, because each expert's
+    /// weights are made bfloats once a step.
+    pub fn has_bfloats(self) -> bool {
+        self == Self::Mixed && isa::current() == Isa::Amx
+    }
 }
+
+/// As many inputs as share a product at least where bfloats are used: fewer are as fast, and
+/// better, as integers.
+const SHARED_MIN: usize = 24;
 
 /// Rows of i8 of one input row, at most.
 pub(crate) const LIMBS_MAX: usize = 2;
@@ -99,6 +116,7 @@ pub struct Activations {
     floats: Vec<f32>, // [rows, stride]
     /// `[rows, limbs]` of each of [`QUANTISED`]; empty where there is no room for the kind.
     forms: [Quantised; QUANTISED.len()],
+    bfloats: Vec<u16>, // [rows, stride]; empty unless the precision has them
 }
 
 /// Rows as i8 in blocks of one length; a row here is one limb of an input row.
@@ -189,6 +207,7 @@ impl Activations {
             kinds: ActKinds::F32,
             floats: vec![0.0; rows_max * stride(cols_max)],
             forms,
+            bfloats: vec![0; if precision.has_bfloats() { rows_max * stride(cols_max) } else { 0 }],
         }
     }
 
@@ -205,7 +224,8 @@ impl Activations {
             limbs + limbs / block_len * 4 * (1 + Quantised::sum_words(block_len))
         };
         let held = QUANTISED.into_iter().filter(|kind| kinds.contains((*kind).into()));
-        values * size_of::<f32>() + held.map(quantised).sum::<usize>()
+        let bfloats = if precision.has_bfloats() { values * size_of::<u16>() } else { 0 };
+        values * size_of::<f32>() + held.map(quantised).sum::<usize>() + bfloats
     }
 
     /// Number of rows last set.
@@ -233,16 +253,33 @@ impl Activations {
         &self.floats(row, 0)[..self.cols]
     }
 
-    /// Takes `x` `[rows, cols]` and rounds it to every form in `kinds`.
+    /// Takes `x` `[rows, cols]` and rounds it to every form in `kinds`; all rows share products.
     ///
     /// # Panics
     /// If there are more rows or columns than room, no room for a kind, or `x` is not
     /// `rows * cols` long.
     pub fn set(&mut self, pool: &Pool, x: &[f32], rows: usize, cols: usize, kinds: ActKinds) {
+        self.set_shared(pool, x, [rows, cols], kinds, rows);
+    }
+
+    /// [`Activations::set`], where about `shared` of the rows share a product.
+    ///
+    /// # Panics
+    /// As [`Activations::set`].
+    pub fn set_shared(
+        &mut self,
+        pool: &Pool,
+        x: &[f32],
+        [rows, cols]: [usize; 2],
+        kinds: ActKinds,
+        shared: usize,
+    ) {
         assert!(rows <= self.rows_max, "`{rows}` rows, room for `{}`", self.rows_max);
         assert!(cols <= self.cols_max, "`{cols}` columns, room for `{}`", self.cols_max);
         assert_eq!(x.len(), rows * cols, "length of a [{rows}, {cols}] input");
         assert!(self.room.contains(kinds), "{kinds:?}, room for {:?}", self.room);
+        let by_tiles = !self.bfloats.is_empty() && kinds != ActKinds::F32 && shared >= SHARED_MIN;
+        let kinds = if by_tiles { ActKinds::BFLOATS } else { kinds };
         (self.rows, self.cols, self.kinds) = (rows, cols, kinds);
         let fill = Fill {
             x,
@@ -252,6 +289,7 @@ impl Activations {
             stride: stride(cols),
             floats: Disjoint::new(&mut self.floats),
             forms: self.forms.each_mut().map(Parts::new),
+            bfloats: Disjoint::new(&mut self.bfloats),
         };
         let isa = isa::current();
         if rows == 1 {
@@ -270,6 +308,19 @@ impl Activations {
     pub(crate) fn floats(&self, row: usize, col: usize) -> &[f32] {
         let stride = stride(self.cols);
         &self.floats[row * stride + col..(row + 1) * stride]
+    }
+
+    /// Whether products are to be made by tiles: the rows are there as bfloats, not as integers.
+    #[inline]
+    pub(crate) fn by_tiles(&self) -> bool {
+        self.kinds.contains(ActKinds::BFLOATS)
+    }
+
+    /// Row `row` as bfloats, from column `col` to the end of its storage.
+    #[inline]
+    pub(crate) fn bfloats(&self, row: usize, col: usize) -> &[u16] {
+        let stride = stride(self.cols);
+        &self.bfloats[row * stride + col..(row + 1) * stride]
     }
 
     /// One limb of row `row` as integers of `kind`, from column `col` (a block's first) on.
@@ -312,6 +363,7 @@ pub(crate) struct Fill<'a> {
     stride: usize,
     floats: Disjoint<'a, f32>,
     forms: [Parts<'a>; QUANTISED.len()],
+    bfloats: Disjoint<'a, u16>,
 }
 
 impl Fill<'_> {
@@ -330,6 +382,13 @@ impl Fill<'_> {
             for (kind, parts) in QUANTISED.into_iter().zip(&self.forms) {
                 if self.kinds.contains(kind.into()) {
                     self.fill_form(kind, row, &floats[..end], parts);
+                }
+            }
+            if self.kinds.contains(ActKinds::BFLOATS) {
+                // SAFETY: as above.
+                let bfloats = unsafe { self.bfloats.piece(first..first + self.stride) };
+                for (bfloat, float) in bfloats.iter_mut().zip(&floats[..end]) {
+                    *bfloat = half::f32_to_bf16(*float);
                 }
             }
         }

@@ -1,6 +1,7 @@
 //! Which instruction set the kernels use, decided once per process.
 //!
-//! Every instruction set gives the same bits (see [`crate::matmul`]), so this choice is about
+//! Every instruction set gives the same bits (see [`crate::matmul`]; only inputs of
+//! [`crate::activations::Precision::Mixed`] meet tiles of bfloats), so this choice is about
 //! speed alone: forcing a slower one is safe and is how the tests compare them.
 
 use std::fmt;
@@ -15,6 +16,9 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, VL, DQ and VNNI: servers since Ice Lake, desktops since Zen 4.
     Avx512,
+    /// AVX-512, and AMX tiles of bfloats where many inputs share a product and their precision
+    /// allows it: servers since Sapphire Rapids.
+    Amx,
 }
 
 /// No choice was made yet.
@@ -24,7 +28,7 @@ static CURRENT: AtomicU8 = AtomicU8::new(UNDECIDED);
 
 impl Isa {
     /// Every instruction set, slowest first, whether or not this machine has it.
-    pub const ALL: [Self; 3] = [Self::Scalar, Self::Avx2, Self::Avx512];
+    pub const ALL: [Self; 4] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Amx];
 
     /// The fastest one this machine can run.
     pub fn detect() -> Self {
@@ -48,6 +52,7 @@ impl Isa {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Amx => "amx",
         }
     }
 

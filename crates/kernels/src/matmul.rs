@@ -25,6 +25,10 @@
 //! tree. Where float weights have scales apart, lanes are summed for each tile of columns alone,
 //! and `acc = fma(scale, lanes, acc)` joins the tiles in order. `tests/it` holds every kernel to
 //! this, bit for bit.
+//!
+//! The exception are inputs that were set as bfloats ([`crate::activations::Precision::Mixed`],
+//! many inputs to a product, a machine with AMX): their products with quantised weights are `sum
+//! of bfloat(w) * bfloat(x)` in single precision, in an order that tiles choose.
 
 mod blocks;
 mod floats;
@@ -38,7 +42,7 @@ use crate::isa::{self, Isa};
 use crate::pool::Pool;
 use crate::tensor::Matrix;
 
-pub(crate) use blocks::{run as run_blocks, tile};
+pub(crate) use blocks::{run as run_blocks, tile, unpack};
 pub(crate) use floats::run as run_floats;
 
 /// Which input rows a product reads: output row `i` comes from the `i`-th of these.
@@ -123,8 +127,11 @@ impl Unit<'_> {
 const UNIT_ROWS: usize = 16;
 /// Units per thread that the work is cut into, at least: what evens out a busy neighbour.
 const UNITS_PER_THREAD: usize = 16;
-/// Weight bytes of a unit, at most: beyond this, taking a unit costs nothing anyway.
-const UNIT_BYTES_MAX: usize = 512 << 10;
+/// The same where tiles multiply: whoever takes a unit lays its inputs out.
+const TILED_UNITS_PER_THREAD: usize = 4;
+/// Weight bytes of a unit, at most: beyond this, taking a unit costs nothing anyway, and neither
+/// does laying its inputs out.
+const UNIT_BYTES_MAX: usize = 2 << 20;
 
 /// Computes all `jobs` as one parallel region with the current instruction set.
 ///
@@ -140,12 +147,15 @@ pub fn matmul(pool: &Pool, jobs: &mut [Job<'_>]) {
 /// As [`matmul`], and if this machine cannot run `isa`.
 pub fn matmul_with(isa: Isa, pool: &Pool, jobs: &mut [Job<'_>]) {
     assert!(isa.is_available(), "this machine cannot run {isa}");
-    let mut cost = 0;
+    let (mut cost, mut units_per_thread) = (0, UNITS_PER_THREAD);
     for job in jobs.iter() {
-        check(job);
+        check(isa, job);
         cost += job_cost(job);
+        if job.input.by_tiles() {
+            units_per_thread = TILED_UNITS_PER_THREAD;
+        }
     }
-    let share = (cost / (pool.threads() * UNITS_PER_THREAD)).clamp(1, UNIT_BYTES_MAX);
+    let share = (cost / (pool.threads() * units_per_thread)).max(1);
     let units: usize = jobs.iter().map(|job| num_units(job, share)).sum();
     let jobs: &[Job<'_>] = jobs;
     let next = AtomicUsize::new(0);
@@ -170,8 +180,8 @@ pub fn matmul_with(isa: Isa, pool: &Pool, jobs: &mut [Job<'_>]) {
     }
 }
 
-/// Asserts that a job's shapes agree.
-fn check(job: &Job<'_>) {
+/// Asserts that a job's shapes agree, and that its inputs are what `isa` multiplies.
+fn check(isa: Isa, job: &Job<'_>) {
     let (weight, input) = (&job.weight, job.input);
     let block_len = weight.dtype().format().block_len;
     assert!(job.input_col.is_multiple_of(block_len), "the first column starts a block");
@@ -179,14 +189,19 @@ fn check(job: &Job<'_>) {
     assert!(job.rows.end() <= input.rows(), "rows read are rows set");
     assert_eq!(job.output.len(), job.rows.len() * weight.rows(), "length of the product");
     let kind = ActKinds::of(weight.dtype());
-    assert!(input.kinds().contains(kind), "{} weights need {kind:?} inputs", weight.dtype());
+    let held = if input.by_tiles() { isa == Isa::Amx } else { input.kinds().contains(kind) };
+    assert!(held || kind == ActKinds::F32, "{} weights need {kind:?} inputs", weight.dtype());
 }
 
 /// Roughly, bytes that would take as long to read as the job takes: weights are read once, and
 /// every eight tokens cost about as much again.
 fn row_cost(job: &Job<'_>) -> usize {
-    let bytes = job.weight.num_bytes() / job.weight.rows().max(1);
+    let bytes = row_bytes(job);
     bytes + bytes * job.rows.len() / 8
+}
+
+fn row_bytes(job: &Job<'_>) -> usize {
+    job.weight.num_bytes() / job.weight.rows().max(1)
 }
 
 fn job_cost(job: &Job<'_>) -> usize {
@@ -195,7 +210,8 @@ fn job_cost(job: &Job<'_>) -> usize {
 
 /// Weight rows per unit when a unit should cost about `share`.
 fn unit_rows(job: &Job<'_>, share: usize) -> usize {
-    (share / row_cost(job).max(1)).max(1).next_multiple_of(UNIT_ROWS)
+    let rows = (share / row_cost(job).max(1)).min(UNIT_BYTES_MAX / row_bytes(job).max(1));
+    rows.max(1).next_multiple_of(UNIT_ROWS)
 }
 
 fn num_units(job: &Job<'_>, share: usize) -> usize {

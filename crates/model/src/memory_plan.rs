@@ -16,7 +16,8 @@ pub struct Demand {
     pub context_tokens: usize,
     /// How cached numbers are stored.
     pub kv_dtype: KvDType,
-    /// Most tokens of one step.
+    /// Most tokens of one step; fewer are planned for where their scratch would take more than an
+    /// eighth of the memory.
     pub tokens_max: usize,
     /// Most rows of logits of one step.
     pub logit_rows_max: usize,
@@ -39,7 +40,12 @@ pub struct MemoryPlan {
     pub num_blocks: usize,
     /// Scratch of a step.
     pub workspace: u64,
+    /// Most tokens of one step.
+    pub tokens_max: usize,
 }
+
+/// Steps are not cut shorter than this to save memory.
+const STEP_TOKENS_MIN: usize = 512;
 
 /// The memory does not suffice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -65,17 +71,20 @@ impl MemoryPlan {
     ) -> Result<MemoryPlan, NotEnough> {
         let num_blocks = demand.context_tokens.div_ceil(BLOCK_TOKENS).max(1);
         let block = KvCache::bytes_per_block(spec, demand.kv_dtype);
+        let workspace = |tokens_max| {
+            let inputs = (demand.precision, demand.input_kinds);
+            Workspace::num_bytes(spec, demand.threads, tokens_max, demand.logit_rows_max, inputs)
+        };
+        let mut tokens_max = demand.tokens_max;
+        while tokens_max > STEP_TOKENS_MIN && workspace(tokens_max) > have / 8 {
+            tokens_max = (tokens_max / 2).max(STEP_TOKENS_MIN);
+        }
         let plan = MemoryPlan {
             weights,
             kv_cache: block.saturating_mul(num_blocks as u64),
             num_blocks,
-            workspace: Workspace::num_bytes(
-                spec,
-                demand.threads,
-                demand.tokens_max,
-                demand.logit_rows_max,
-                (demand.precision, demand.input_kinds),
-            ),
+            workspace: workspace(tokens_max),
+            tokens_max,
         };
         if plan.total() <= have {
             return Ok(plan);

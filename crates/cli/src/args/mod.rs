@@ -49,16 +49,14 @@ pub(crate) struct GlobalArgs {
     /// Instruction set to use [default: the best this CPU has]
     #[arg(long, global = true, env = "MOEBA_ISA", value_name = "ISA")]
     pub(crate) isa: Option<IsaChoice>,
-    /// Bits that inputs of quantised weights are rounded to: 8 makes prompts faster, 16 answers
-    /// nearer to what the weights say
-    #[arg(
-        long,
-        global = true,
-        env = "MOEBA_ACTIVATIONS",
-        default_value = "16",
-        value_name = "BITS"
-    )]
-    pub(crate) activations: ActivationBits,
+    /// How finely inputs of quantised weights are rounded [default: mixed; 16 for `logits`, `kld`,
+    /// `perplexity` and `verify`]
+    #[arg(long, global = true, env = "MOEBA_ACTIVATIONS", value_name = "BITS")]
+    pub(crate) activations: Option<ActivationBits>,
+    /// Give the same tokens for the same request, alone or beside others, whatever of its prompt
+    /// was computed before: no mixed rounding
+    #[arg(long, global = true)]
+    pub(crate) deterministic: bool,
     /// How attention is scaled where engines disagree, as about Mistral Small 4
     #[arg(
         long,
@@ -85,6 +83,8 @@ pub(crate) enum IsaChoice {
     Avx2,
     /// AVX-512 with VNNI
     Avx512,
+    /// AVX-512, and AMX tiles for prompts
+    Amx,
 }
 
 /// How attention is scaled where engines disagree.
@@ -105,6 +105,9 @@ pub(crate) enum ActivationBits {
     /// Twice 8 bits
     #[value(name = "16")]
     Sixteen,
+    /// 16; where many tokens share a product, bfloats on CPUs with AMX: prompts are read several
+    /// times faster
+    Mixed,
 }
 
 impl From<ActivationBits> for Precision {
@@ -112,6 +115,7 @@ impl From<ActivationBits> for Precision {
         match bits {
             ActivationBits::Eight => Self::Eight,
             ActivationBits::Sixteen => Self::Sixteen,
+            ActivationBits::Mixed => Self::Mixed,
         }
     }
 }

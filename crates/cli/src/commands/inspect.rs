@@ -18,7 +18,7 @@ use crate::args::InspectArgs;
 use crate::machine;
 use crate::models::Library;
 use crate::output::{Style, count, harmless, pairs, print, print_json, size, styled, table};
-use crate::runner::STEP_TOKENS_MAX;
+use crate::runner::step_tokens_max;
 use crate::session::CTX_DEFAULT;
 use crate::settings::Settings;
 
@@ -71,7 +71,7 @@ impl Memory {
         let demand = Demand {
             context_tokens: ctx,
             kv_dtype: args.kv_type.into(),
-            tokens_max: STEP_TOKENS_MAX,
+            tokens_max: step_tokens_max(settings.precision),
             logit_rows_max: 1,
             threads: machine::threads(settings),
             precision: settings.precision,
@@ -79,7 +79,7 @@ impl Memory {
         };
         let weights = inspection.weights.as_ref().map(|weights| weights.bytes_total);
         let available = cpu::ram().available as u64;
-        let plan = MemoryPlan::new(spec, weights.unwrap_or(0), &demand, u64::MAX)
+        let plan = MemoryPlan::new(spec, weights.unwrap_or(0), &demand, available)
             .unwrap_or_else(|refusal| refusal.plan);
         Self {
             ctx,

@@ -18,7 +18,7 @@ use moeba_model::{LoadOptions, Model};
 use super::{Advice, Session, Words};
 use crate::args::KvType;
 use crate::machine;
-use crate::runner::STEP_TOKENS_MAX;
+use crate::runner::step_tokens_max;
 use crate::settings::Settings;
 
 /// Tokens of context where nobody says otherwise.
@@ -65,7 +65,7 @@ impl Session {
         let demand = Demand {
             context_tokens: plan.ctx.min(claimed),
             kv_dtype: plan.kv_type.into(),
-            tokens_max: STEP_TOKENS_MAX,
+            tokens_max: step_tokens_max(settings.precision),
             logit_rows_max: LOGIT_ROWS_MAX,
             threads: pool.threads(),
             precision: settings.precision,
@@ -82,10 +82,10 @@ impl Session {
         let weights = files.tensors.total_bytes().saturating_sub(model.turned_bytes());
         let memory = MemoryPlan::new(model.spec(), weights, &demand, available)?;
         let notes = model.notes().to_vec();
-        let decoder = decoder(plan, model, pool, memory.num_blocks)?;
+        let decoder = decoder(plan, model, pool, &memory)?;
         let limits = Limits {
             sequences_max: 1,
-            batch_tokens_max: STEP_TOKENS_MAX.min(decoder.batch_tokens_max()),
+            batch_tokens_max: memory.tokens_max.min(decoder.batch_tokens_max()),
             eos_tokens: words.tokenizer.special().end_of_generation.clone(),
             ..Limits::default()
         };
@@ -94,18 +94,18 @@ impl Session {
     }
 }
 
-/// The model with room for `num_blocks` blocks, fast or plain.
+/// The model with the room that was planned, fast or plain.
 fn decoder(
     plan: &LoadPlan,
     model: Model,
     pool: Pool,
-    num_blocks: usize,
+    &MemoryPlan { num_blocks, tokens_max, .. }: &MemoryPlan,
 ) -> Result<Box<dyn Forward + Send>> {
     if plan.reference {
         return Ok(Box::new(ReferenceDecoder::new(model, pool, num_blocks)));
     }
     let cache = KvCache::new(model.spec(), num_blocks, plan.kv_type.into())
         .context("no memory for the cache of keys and values")?;
-    let workspace = Workspace::new(&model, &pool, STEP_TOKENS_MAX, LOGIT_ROWS_MAX);
+    let workspace = Workspace::new(&model, &pool, tokens_max, LOGIT_ROWS_MAX);
     Ok(Box::new(Decoder::new(model, pool, cache, workspace)))
 }

@@ -4,6 +4,8 @@
 //! are where those generics meet a `target_feature`.
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -48,6 +50,15 @@ pub(crate) fn fill(isa: Isa, fill: &Fill<'_>, rows: Range<usize>) {
     x86_64::fill(isa, fill, rows);
     #[cfg(not(target_arch = "x86_64"))]
     fill.rows(rows);
+}
+
+/// Tile products of bfloats that need no memory, and how many operations they were: one and a half
+/// milliseconds' worth. `None` if `isa` has none.
+pub(crate) fn tile_turns(isa: Isa) -> Option<fn() -> f64> {
+    #[cfg(target_arch = "x86_64")]
+    return (isa == Isa::Amx && is_available(isa)).then_some(x86_64::tile_turns);
+    #[cfg(not(target_arch = "x86_64"))]
+    return None;
 }
 
 fn scalar_blocks<F: BlockFormat>(unit: &Unit<'_>) {

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::amx;
 use super::avx2::Avx2;
 use super::avx512::Avx512;
 use crate::activations::Fill;
@@ -26,6 +27,7 @@ pub(super) fn is_available(isa: Isa) -> bool {
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vnni")
         }
+        Isa::Amx => is_available(Isa::Avx512) && amx::is_available(),
     }
 }
 
@@ -36,7 +38,9 @@ pub(super) fn run_blocks<F: BlockFormat>(isa: Isa, unit: &Unit<'_>) {
         // SAFETY: the caller checked that the instruction set is available.
         Isa::Avx2 => unsafe { avx2_blocks::<F>(unit) },
         // SAFETY: as above.
-        Isa::Avx512 => unsafe { avx512_blocks::<F>(unit) },
+        Isa::Amx if unit.input.by_tiles() => unsafe { amx::run::<F>(unit) },
+        // SAFETY: as above; a machine with tiles has AVX-512.
+        Isa::Avx512 | Isa::Amx => unsafe { avx512_blocks::<F>(unit) },
     }
 }
 
@@ -59,7 +63,7 @@ pub(super) fn fill(isa: Isa, fill: &Fill<'_>, rows: Range<usize>) {
         // SAFETY: the caller checked that the instruction set is available.
         Isa::Avx2 => unsafe { avx2_fill(fill, rows) },
         // SAFETY: as above.
-        Isa::Avx512 => unsafe { avx512_fill(fill, rows) },
+        Isa::Avx512 | Isa::Amx => unsafe { avx512_fill(fill, rows) },
     }
 }
 
@@ -71,4 +75,13 @@ fn avx2_fill(fill: &Fill<'_>, rows: Range<usize>) {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
 fn avx512_fill(fill: &Fill<'_>, rows: Range<usize>) {
     fill.rows(rows);
+}
+
+/// See [`super::tile_turns`], whose caller saw that there are tiles.
+pub(super) fn tile_turns() -> f64 {
+    /// About a millisecond at full speed.
+    const TURNS: usize = 50_000;
+    assert!(amx::is_available(), "this machine has no tiles");
+    // SAFETY: it has them.
+    unsafe { amx::turns(TURNS) }
 }

@@ -100,8 +100,9 @@ impl LookAhead {
         Self::new(&[], 0, 0, (0, 0))
     }
 
+    /// Requests the next rows.
     #[inline(always)]
-    fn request(&self) {
+    pub(crate) fn request(&self) {
         for _ in 0..self.rows_per_read {
             let row = self.next.get();
             if row >= self.end {

@@ -84,7 +84,7 @@ pub(crate) fn run<K: Kernel>(isa: Isa, kernel: K) -> K::Out {
     match isa {
         // SAFETY: the instruction set is available.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { x86_64::run_avx512(kernel) },
+        Isa::Avx512 | Isa::Amx => unsafe { x86_64::run_avx512(kernel) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => unsafe { x86_64::run_avx2(kernel) },

@@ -67,19 +67,32 @@ fn panel_rows<S: Simd, F: BlockFormat>(
     let mut block = 0;
     while block < num_blocks {
         let end = num_blocks.min(block + PANEL_COLS / F::BLOCK_LEN);
-        unpack::<S, F>(s, unit, panel, rows.clone(), block..end);
+        let ahead = if rows.len() == S::LANES {
+            look_ahead::<S, F>(unit, rows.start, block)
+        } else {
+            LookAhead::nothing()
+        };
+        unpack::<S, F>(s, unit, panel, (rows.clone(), block..end), &ahead);
         tiles::<S, F::Form>(s, panel, block * parts..end * parts, inputs, &mut acc);
         block = end;
     }
-    let (one, factor) = (s.splat_f32(1.0), unit.weight.factor());
     for (limbs, token) in acc.chunks_exact(inputs.len() / tokens.len()).zip(tokens) {
-        // The coarse limb first, then what it left over: one order, so one result.
         let sum = match limbs {
-            [coarse, fine] => s.fma(*fine, one, *coarse),
+            // The coarse limb first, then what it left over: one order, so one result.
+            [coarse, fine] => s.fma(*fine, s.splat_f32(1.0), *coarse),
             _ => limbs[0],
         };
-        unit.output(token, rows.clone(), |out| {
-            s.store(sum, out);
+        unit.store(s, sum, token, rows.clone());
+    }
+}
+
+impl Unit<'_> {
+    /// Stores a panel's sums of token `token`, times the matrix's factor.
+    #[inline(always)]
+    pub(crate) fn store<S: Simd>(&self, s: S, sums: S::F, token: usize, rows: Range<usize>) {
+        let factor = self.weight.factor();
+        self.output(token, rows, |out| {
+            s.store(sums, out);
             if factor != Factor::ONE {
                 for out in out {
                     *out = factor.apply(*out);
@@ -91,19 +104,19 @@ fn panel_rows<S: Simd, F: BlockFormat>(
 
 /// Unpacks `blocks` of `rows` as the panel, with their scales.
 #[inline(always)]
-fn unpack<S: Simd, F: BlockFormat>(
+pub(crate) fn unpack<S: Simd, F: BlockFormat>(
     s: S,
     unit: &Unit<'_>,
     panel: &mut Panel<S>,
-    rows: Range<usize>,
-    blocks: Range<usize>,
+    (rows, blocks): (Range<usize>, Range<usize>),
+    ahead: &LookAhead,
 ) {
     let (bytes, stride) = (unit.weight.bytes(), unit.weight.row_bytes());
     let offset = blocks.start * F::BLOCK_BYTES;
     let first = rows.start * stride + offset;
     let mut copy = None;
-    let (bytes, first, stride, ahead) = if rows.len() == S::LANES {
-        (bytes, first, stride, look_ahead::<S, F>(bytes, first, offset, stride))
+    let (bytes, first, stride) = if rows.len() == S::LANES {
+        (bytes, first, stride)
     } else {
         // Too few rows for a whole panel: the missing ones are zeros whose sums nobody stores.
         let copy = copy.insert([0u8; LANES_MAX * PANEL_BYTES_MAX]);
@@ -111,11 +124,11 @@ fn unpack<S: Simd, F: BlockFormat>(
         for (index, row) in copy.chunks_exact_mut(len).take(rows.len()).enumerate() {
             row.copy_from_slice(&bytes[first + index * stride..][..len]);
         }
-        (&copy[..], 0, len, LookAhead::nothing())
+        (&copy[..], 0, len)
     };
     for slot in 0..blocks.len() {
         let offset = first + slot * F::BLOCK_BYTES;
-        let rows = BlockRows::new(s, bytes, offset, (stride, F::BLOCK_BYTES), &ahead);
+        let rows = BlockRows::new(s, bytes, offset, (stride, F::BLOCK_BYTES), ahead);
         F::unpack(s, &rows, panel, slot);
     }
     if <F::Form as Form>::INPUT_LEN == PANEL_COLS && <F::Form as Form>::SYMMETRIC {
@@ -132,16 +145,13 @@ fn unpack<S: Simd, F: BlockFormat>(
     }
 }
 
-/// What to request from memory while the panel at `first` (which is `offset` bytes into its rows)
-/// is unpacked: a few panels further on. Past the end of the rows come the next panel's rows; past
-/// the matrix, nothing.
+/// What to request from memory while the panel of block `block` and the rows from `row` on is
+/// unpacked: a few panels further on. Past the end of the rows come the next panel's rows; past the
+/// matrix, nothing.
 #[inline(always)]
-fn look_ahead<S: Simd, F: BlockFormat>(
-    bytes: &[u8],
-    first: usize,
-    offset: usize,
-    stride: usize,
-) -> LookAhead {
+fn look_ahead<S: Simd, F: BlockFormat>(unit: &Unit<'_>, row: usize, block: usize) -> LookAhead {
+    let (bytes, stride) = (unit.weight.bytes(), unit.weight.row_bytes());
+    let offset = block * F::BLOCK_BYTES;
     let panel_bytes = PANEL_COLS / F::BLOCK_LEN * F::BLOCK_BYTES;
     let mut distance = LOOK_AHEAD_PANELS * panel_bytes;
     if offset + distance >= stride {
@@ -149,7 +159,8 @@ fn look_ahead<S: Simd, F: BlockFormat>(
     }
     // A panel is unpacked by about `panel_bytes / 16` reads; they share the rows out.
     let rows_per_read = (S::LANES * 16).div_ceil(panel_bytes);
-    LookAhead::new(bytes, first + distance, stride, (rows_per_read, panel_bytes.div_ceil(64)))
+    let first = row * stride + offset + distance;
+    LookAhead::new(bytes, first, stride, (rows_per_read, panel_bytes.div_ceil(64)))
 }
 
 /// Multiplies the panel, which holds `blocks` of the inputs, with all `inputs`, as many at a time

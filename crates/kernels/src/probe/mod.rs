@@ -14,6 +14,7 @@ use std::io;
 use std::sync::Mutex;
 use std::time::Instant;
 
+use crate::arch;
 use crate::isa::{self, Isa};
 use crate::lanes::{self, Kernel, LANES, Narrow};
 use crate::os::cpu;
@@ -162,7 +163,7 @@ fn int8_turns(isa: Isa) -> f64 {
     match isa {
         // SAFETY: `isa::current` names only what this machine has.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { x86_64::int8_turns_avx512() },
+        Isa::Avx512 | Isa::Amx => unsafe { x86_64::int8_turns_avx512() },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => unsafe { x86_64::int8_turns_avx2() },
@@ -170,8 +171,11 @@ fn int8_turns(isa: Isa) -> f64 {
     }
 }
 
-/// Products of bfloat16 numbers, two to a sum, where there are instructions for them.
+/// Products of bfloat16 numbers, where there are instructions for them: of tiles, or two to a sum.
 fn bf16_turns(isa: Isa) -> Option<fn() -> f64> {
+    if let Some(turns) = arch::tile_turns(isa) {
+        return Some(turns);
+    }
     #[cfg(target_arch = "x86_64")]
     if isa >= Isa::Avx512 && is_x86_feature_detected!("avx512bf16") {
         // SAFETY: looked for just now.

@@ -8,3 +8,4 @@ mod formats;
 mod matmul;
 mod oracle;
 mod planes;
+mod tiles;

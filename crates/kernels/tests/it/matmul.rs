@@ -14,7 +14,12 @@ use crate::blocks;
 use crate::oracle::{Input, Random, Row};
 
 /// Bytes of `rows` rows, random in every bit except that floats stay moderate.
-fn random_weights(random: &mut Random, dtype: DType, rows: usize, cols: usize) -> Vec<u8> {
+pub(crate) fn random_weights(
+    random: &mut Random,
+    dtype: DType,
+    rows: usize,
+    cols: usize,
+) -> Vec<u8> {
     let format = dtype.format();
     let mut bytes: Vec<u8> =
         (0..rows * dtype.row_bytes(cols).unwrap()).map(|_| random.bits() as u8).collect();

@@ -81,7 +81,7 @@ impl Input {
         let limbs = match precision {
             _ if block_len == 1 => Vec::new(),
             Precision::Eight => vec![limb(x)],
-            Precision::Sixteen => vec![limb(x), limb(&left_over(x, block_len))],
+            Precision::Sixteen | Precision::Mixed => vec![limb(x), limb(&left_over(x, block_len))],
         };
         Self { floats: x.to_vec(), limbs }
     }

@@ -45,6 +45,7 @@ impl Limits {
         let (branch, product, kl) = match precision {
             Precision::Eight => (3e-2, 5e-2, 5e-2),
             Precision::Sixteen => (5e-4, 1e-3, 1e-4),
+            Precision::Mixed => (1e-2, 2e-2, 5e-2),
         };
         let cache = match kv_dtype {
             KvDType::F32 => 0.0,

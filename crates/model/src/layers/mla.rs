@@ -299,7 +299,13 @@ impl MlaLayer {
         let (nope, latent, row_dim) = (spec.qk_nope_head_dim, spec.kv_lora_rank, spec.cache_dim());
         let rows = spec.num_attention_heads * tokens;
         let MlaScratch { acts, jobs, nope: queries, latent: carried, absorbed, .. } = scratch;
-        acts.set(pool, &queries[..rows * nope], rows, nope, kinds(&self.to_latent));
+        acts.set_shared(
+            pool,
+            &queries[..rows * nope],
+            [rows, nope],
+            kinds(&self.to_latent),
+            tokens,
+        );
         done(pass.watch, Part::Rounding);
         let carried = &mut carried[..rows * latent];
         each_head(pass, jobs, &self.to_latent, acts, carried);
@@ -320,7 +326,8 @@ impl MlaLayer {
         let (latent, width) = (spec.kv_lora_rank, spec.v_head_dim);
         let rows = spec.num_attention_heads * tokens;
         let MlaScratch { acts, jobs, latent: gathered, value, joined, .. } = scratch;
-        acts.set(pool, &gathered[..rows * latent], rows, latent, kinds(&self.from_latent));
+        let gathered = &gathered[..rows * latent];
+        acts.set_shared(pool, gathered, [rows, latent], kinds(&self.from_latent), tokens);
         done(pass.watch, Part::Rounding);
         let value = &mut value[..rows * width];
         each_head(pass, jobs, &self.from_latent, acts, value);

@@ -191,7 +191,8 @@ impl MoeLayer {
         let of_experts = gate_up.iter().fold(ActKinds::F32, |k, dtype| k | ActKinds::of(*dtype));
         let of_shared = self.shared.as_ref().map_or(ActKinds::F32, DenseLayer::input_kinds);
         let all = kinds([&self.router.weight]) | of_experts | of_shared;
-        acts.set(pool, input, tokens, input.len() / tokens, all);
+        let per_expert = tokens * self.per_tok() / self.spec.num_experts;
+        acts.set_shared(pool, input, [tokens, input.len() / tokens], all, per_expert);
         done(pass.watch, Part::Rounding);
         self.route(pass, acts, scratch);
         let chosen = &scratch.chosen[..tokens * self.per_tok()];
@@ -391,7 +392,9 @@ impl MoeLayer {
         let hidden = self.router.weight.cols();
         let assignments = plan.count;
         let tokens = assignments / self.per_tok();
-        routed_acts.set(pool, &routed[..assignments * width], assignments, width, kinds_routed);
+        let per_expert = assignments / plan.active.len().max(1);
+        let routed = &routed[..assignments * width];
+        routed_acts.set_shared(pool, routed, [assignments, width], kinds_routed, per_expert);
         if let Some(layer) = &self.shared {
             let width = layer.intermediate_size();
             let gate = &shared.gate[..tokens * width];

@@ -39,6 +39,7 @@ fn every_family_agrees_in_floats_and_in_integers() {
         for (path, precision, kv_dtype) in [
             (fixture(family.name), Precision::Sixteen, KvDType::F32),
             (integers.clone(), Precision::Sixteen, KvDType::F32),
+            (integers.clone(), Precision::Mixed, KvDType::F32),
             (integers.clone(), Precision::Sixteen, KvDType::F16),
             (integers.clone(), Precision::Sixteen, KvDType::Q8),
             (integers, Precision::Eight, KvDType::BF16),

@@ -83,7 +83,8 @@ fn context_and_precision_have_their_price() {
 fn what_does_not_fit_is_missed_evenly() {
     let cost = &costs()[0];
     let called = cost.token(0, KvDType::F16).expert_bytes as f64;
-    let plan = MemoryPlan { weights: 1000, kv_cache: 50, num_blocks: 1, workspace: 50 };
+    let plan =
+        MemoryPlan { weights: 1000, kv_cache: 50, num_blocks: 1, workspace: 50, tokens_max: 1 };
     let of = |have| streaming(&plan, cost, 800, have);
     assert!(of(299).is_none(), "what is no expert does not fit");
     let none = of(300).unwrap();

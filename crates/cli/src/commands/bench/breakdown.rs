@@ -15,6 +15,7 @@ pub(super) struct Breakdown {
     /// `[layers + 1][parts]`; the last is what belongs to no layer.
     layers: Vec<[Share; PARTS.len()]>,
     threads: usize,
+    by_tiles: bool,
 }
 
 impl Breakdown {
@@ -26,7 +27,7 @@ impl Breakdown {
         let profile = runner.profile.take();
         done?;
         let layers = profile.map_or_else(Vec::new, Profile::into_shares);
-        Ok(Self { layers, threads: runner.threads() })
+        Ok(Self { layers, threads: runner.threads(), by_tiles: test.by_tiles })
     }
 
     /// Each part summed over layers, the longest first; attention with what it reads and does.
@@ -136,7 +137,7 @@ impl Breakdown {
             rate(bytes, size),
             of_limit(bytes, &|l| bytes as f64 / seconds / l.read_bytes_per_s_best),
             rate(done, operations),
-            of_limit(done, &|l| arithmetic_share(&share.operations, seconds, l)),
+            of_limit(done, &|l| arithmetic_share(&share.operations, seconds, l, self.by_tiles)),
         ]
     }
 

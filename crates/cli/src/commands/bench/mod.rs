@@ -26,7 +26,7 @@ use crate::machine;
 use crate::models::Library;
 use crate::output::{print, print_json};
 use crate::progress::Progress;
-use crate::runner::{Runner, STEP_LOGITS_MAX, STEP_TOKENS_MAX};
+use crate::runner::{Runner, STEP_LOGITS_MAX};
 use crate::settings::Settings;
 
 /// Runs the command.
@@ -58,6 +58,10 @@ pub(crate) fn run(args: &BenchArgs, settings: &Settings) -> Result<()> {
     let room = |test: &Test| test.sequences * test.end().next_multiple_of(BLOCK_TOKENS);
     let room = tests.iter().map(room).max().unwrap_or(0);
     let mut runner = Runner::new(model, pool, room, kv_dtype)?;
+    for test in &mut tests {
+        test.step_tokens_max = runner.step_tokens();
+        test.by_tiles = test.kind == Kind::Prefill && settings.precision.has_bfloats();
+    }
     let waiting = Progress::new(settings.voice).wait("measuring the model");
     for round in 0..=args.runs.get() {
         for test in &mut tests {
@@ -67,8 +71,8 @@ pub(crate) fn run(args: &BenchArgs, settings: &Settings) -> Result<()> {
             }
         }
     }
-    let conditions =
-        Conditions { kv_dtype, precision: settings.precision, step_tokens_max: STEP_TOKENS_MAX };
+    let step_tokens_max = runner.step_tokens();
+    let conditions = Conditions { kv_dtype, precision: settings.precision, step_tokens_max };
     for test in &mut tests {
         test.count(&cost, kv_dtype);
         if let Some(limits) = &facts.limits {

@@ -35,7 +35,7 @@ impl Reached {
         let seconds = test.tokens_total() as f64 / test.median();
         Self {
             reading: test.per_second(test.work.bytes()) / limits.read_bytes_per_s_best,
-            arithmetic: arithmetic_share(&test.work.operations, seconds, limits),
+            arithmetic: arithmetic_share(&test.work.operations, seconds, limits, test.by_tiles),
         }
     }
 }
@@ -170,6 +170,9 @@ fn remarks(tests: &[Test], facts: &Facts) -> Vec<String> {
             8 * facts.limbs,
             facts.limbs
         ));
+    }
+    if tests.iter().any(|test| test.by_tiles) {
+        lines.push("prompts are multiplied by tiles of bfloats, unless --deterministic".into());
     }
     lines.extend(facts.limits.as_ref().map(probe::line));
     lines.extend(facts.load.filter(|load| *load > machine::BUSY).map(|load| {

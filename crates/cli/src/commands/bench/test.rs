@@ -9,7 +9,7 @@ use moeba_model::batch::WantLogits;
 use moeba_model::cost::{Cost, Operations, StepShape, Work};
 use moeba_model::prediction::{self, Conditions, Limits, Span};
 
-use crate::runner::{Runner, STEP_TOKENS_MAX};
+use crate::runner::Runner;
 
 /// One thing to measure.
 pub(super) struct Test {
@@ -20,6 +20,10 @@ pub(super) struct Test {
     pub(super) sequences: usize,
     /// Tokens of each sequence that are there already.
     pub(super) depth: usize,
+    /// Most tokens of one step of the runner.
+    pub(super) step_tokens_max: usize,
+    /// Whether most products are of bfloats, by tiles.
+    pub(super) by_tiles: bool,
     /// Tokens per second of each run, of all sequences together.
     pub(super) rates: Vec<f64>,
     /// What a run reads and does; experts' bytes are those of the last run.
@@ -36,8 +40,17 @@ pub(super) enum Kind {
 
 impl Test {
     pub(super) fn new(kind: Kind, tokens: usize, sequences: usize, depth: usize) -> Self {
-        let (rates, work, predicted) = (Vec::new(), Work::default(), None);
-        Self { kind, tokens, sequences, depth, rates, work, predicted }
+        Self {
+            kind,
+            tokens,
+            sequences,
+            depth,
+            step_tokens_max: sequences,
+            by_tiles: false,
+            rates: Vec::new(),
+            work: Work::default(),
+            predicted: None,
+        }
     }
 
     /// Tokens of a sequence when it is done.
@@ -60,7 +73,7 @@ impl Test {
     /// Tokens of a sequence that are computed in one step.
     fn step_tokens(&self) -> usize {
         match self.kind {
-            Kind::Prefill => STEP_TOKENS_MAX / self.sequences,
+            Kind::Prefill => self.step_tokens_max / self.sequences,
             Kind::Decode => 1,
         }
     }
@@ -94,7 +107,7 @@ impl Test {
         let contexts: Vec<Vec<u32>> = (0..self.sequences).map(|_| sequence(self.depth)).collect();
         let tokens: Vec<Vec<u32>> = (0..self.sequences).map(|_| sequence(self.tokens)).collect();
         runner.restart();
-        runner.feed_each(&contexts, STEP_TOKENS_MAX / self.sequences, WantLogits::No)?;
+        runner.feed_each(&contexts, runner.step_tokens() / self.sequences, WantLogits::No)?;
         Ok(tokens)
     }
 
@@ -156,13 +169,17 @@ impl Test {
     }
 }
 
-/// The share of `seconds` that `operations` would take at the machine's peaks.
+/// The share of `seconds` that `operations` would take at the machine's peaks: that of bytes for
+/// quantised weights, or that of bfloats where products are made `by_tiles`.
 pub(super) fn arithmetic_share(
     operations: &Operations,
     seconds: f64,
     limits: &MachineLimits,
+    by_tiles: bool,
 ) -> f64 {
+    let tiles = limits.bf16_ops_per_s_best.filter(|_| by_tiles);
+    let quantised = tiles.unwrap_or(limits.int8_ops_per_s_best);
     let floats = (operations.float + operations.attention) as f64 / limits.f32_ops_per_s_best;
-    let integers = operations.integer as f64 / limits.int8_ops_per_s_best;
+    let integers = operations.integer as f64 / quantised;
     (integers + floats) / seconds
 }

@@ -23,7 +23,7 @@ use crate::machine;
 use crate::models::Library;
 use crate::output::{print, print_json};
 use crate::progress::Progress;
-use crate::runner::STEP_TOKENS_MAX;
+use crate::runner::step_tokens_max;
 use crate::session::CTX_DEFAULT;
 use crate::settings::Settings;
 
@@ -90,7 +90,7 @@ pub(crate) fn run(args: &FitArgs, settings: &Settings) -> Result<()> {
     let demand = |inspection: &Inspection, context_tokens| Demand {
         context_tokens,
         kv_dtype: args.kv_type.into(),
-        tokens_max: STEP_TOKENS_MAX,
+        tokens_max: step_tokens_max(settings.precision),
         logit_rows_max: 1,
         threads: machine::threads(settings),
         precision: settings.precision,
@@ -156,7 +156,7 @@ fn predict(
     let conditions = Conditions {
         kv_dtype: args.kv_type.into(),
         precision: settings.precision,
-        step_tokens_max: STEP_TOKENS_MAX,
+        step_tokens_max: memory.plan.tokens_max,
     };
     let limits = Limits::from(limits);
     let prompt = args.prompt.get().min(ctx);

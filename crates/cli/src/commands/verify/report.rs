@@ -53,7 +53,7 @@ impl Report {
     ) -> Self {
         let activation_bits = match settings.precision {
             Precision::Eight => 8,
-            Precision::Sixteen => 16,
+            Precision::Sixteen | Precision::Mixed => 16,
         };
         let kv_type = format!("{:?}", args.kv_type).to_lowercase();
         let ran = Ran { activation_bits, kv_type, threads: machine::threads(settings) };

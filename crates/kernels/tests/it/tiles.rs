@@ -1,0 +1,109 @@
+//! Products by tiles, on machines that have them: every format against sums in double precision of
+//! weights and inputs that were rounded to bfloats.
+
+use moeba_kernels::activations::{ActKinds, Activations, Precision};
+use moeba_kernels::dtype::{DType, FORMATS, Format, ScaleLayout};
+use moeba_kernels::isa::{self, Isa};
+use moeba_kernels::matmul::{Job, Rows, matmul};
+use moeba_kernels::pool::{Pinning, Pool};
+use moeba_kernels::tensor::Matrix;
+
+use crate::matmul::random_weights;
+use crate::oracle::Random;
+
+/// The nearest bfloat, ties to even.
+fn bfloat(value: f32) -> f64 {
+    let bits = value.to_bits();
+    let rounded = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff_0000;
+    f64::from(f32::from_bits(rounded))
+}
+
+/// Multiplies with as many inputs as `tokens` picks from `x`, and compares.
+fn check(dtype: DType, rows: usize, cols: usize, tokens: &Rows<'_>, random: &mut Random) {
+    let weights = random_weights(random, dtype, rows, cols);
+    let weight = Matrix::new(dtype, rows, cols, &weights);
+    let input_rows = 1 + (0..tokens.len()).map(|index| tokens.at(index)).max().unwrap();
+    let x: Vec<f32> = (0..input_rows * cols).map(|_| random.normal()).collect();
+    let pool = Pool::new(2, Pinning::None);
+    let mut input = Activations::with_capacity(input_rows, cols, Precision::Mixed, ActKinds::ALL);
+    input.set(&pool, &x, input_rows, cols, ActKinds::of(dtype));
+    let mut output = vec![f32::NAN; tokens.len() * rows];
+    let job =
+        Job { weight, input: &input, input_col: 0, rows: tokens.clone(), output: &mut output };
+    matmul(&pool, &mut [job]);
+    let mut row = vec![0.0; cols];
+    for r in 0..rows {
+        weight.decode_row(r, &mut row);
+        for index in 0..tokens.len() {
+            let x = &x[tokens.at(index) * cols..][..cols];
+            let (mut sum, mut all, mut most) = (0.0, 0.0, 0f64);
+            for (w, x) in row.iter().zip(x) {
+                let product = bfloat(*w) * bfloat(*x);
+                sum += product;
+                all += product.abs();
+                most = most.max(product.abs());
+            }
+            // Sums are in single precision, and a few weights may be rounded the other way.
+            let allowed = all / f64::from(1 << 14) + most / 64.0;
+            let ours = f64::from(output[index * rows + r]);
+            assert!(
+                (ours - sum).abs() <= allowed,
+                "{dtype} [{rows}, {cols}] x {}, row {r}, input {index}: {ours}, not {sum}",
+                tokens.len()
+            );
+        }
+    }
+}
+
+#[test]
+fn every_format_and_shape_is_as_close_as_bfloats_are() {
+    if isa::current() != Isa::Amx {
+        return;
+    }
+    let mut random = Random::new(9);
+    let inside = |format: &&Format| format.block_len > 1 && format.scales == ScaleLayout::Inside;
+    for format in FORMATS.iter().filter(inside) {
+        for rows in [1, 16, 17, 40, 300] {
+            for tokens in [24, 31, 33, 140] {
+                if rows * tokens > 10_000 {
+                    continue;
+                }
+                let cols = format.block_len * (1 + random.below(1024 / format.block_len));
+                check(format.dtype, rows, cols, &Rows::Range(0..tokens), &mut random);
+            }
+        }
+        let picked: Vec<u32> = (0..40).map(|index| (index * 7 % 33) as u32).collect();
+        check(format.dtype, 33, 512, &Rows::Gather(&picked), &mut random);
+    }
+}
+
+#[test]
+fn damaged_weights_and_inputs_stay_visible() {
+    if isa::current() != Isa::Amx {
+        return;
+    }
+    let pool = Pool::new(1, Pinning::None);
+    let cols = 512;
+    for (scale, value) in
+        [(0x7fffu16, 1.0), (0x7c00, 1.0), (0x3c00, f32::NAN), (0x3c00, f32::INFINITY)]
+    {
+        let mut weights = vec![1u8; DType::Q8_0.row_bytes(cols).unwrap() * 2];
+        for block in weights.chunks_exact_mut(34) {
+            block[..2].copy_from_slice(&scale.to_le_bytes());
+        }
+        let mut x = vec![0.5; cols * 24];
+        x[3] = value;
+        let mut input = Activations::with_capacity(24, cols, Precision::Mixed, ActKinds::ALL);
+        input.set(&pool, &x, 24, cols, ActKinds::of(DType::Q8_0));
+        let mut output = vec![0.0; 48];
+        let weight = Matrix::new(DType::Q8_0, 2, cols, &weights);
+        let rows = Rows::Range(0..24);
+        matmul(
+            &pool,
+            &mut [Job { weight, input: &input, input_col: 0, rows, output: &mut output }],
+        );
+        assert!(!output[0].is_finite(), "{scale:04x} {value}");
+        // Other inputs are nobody's victims.
+        assert_eq!(output[47].is_finite(), scale == 0x3c00);
+    }
+}
