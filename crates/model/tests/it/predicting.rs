@@ -80,6 +80,19 @@ fn context_and_precision_have_their_price() {
 }
 
 #[test]
+fn tiles_are_foretold_where_they_are_used() {
+    let cost = &costs()[0];
+    let amx = Limits { isa: Isa::Amx, ..LIMITS };
+    let mixed = Conditions { precision: Precision::Mixed, ..CONDITIONS };
+    assert_faster(prefill(cost, 512, &mixed, &amx), prefill(cost, 512, &CONDITIONS, &amx));
+    for limits in [amx, LIMITS] {
+        let integers = prefill(cost, 512, &CONDITIONS, &LIMITS);
+        assert_eq!(prefill(cost, 512, &CONDITIONS, &limits), integers);
+    }
+    assert_eq!(decode(cost, 9, &mixed, &amx), decode(cost, 9, &CONDITIONS, &LIMITS));
+}
+
+#[test]
 fn what_does_not_fit_is_missed_evenly() {
     let cost = &costs()[0];
     let called = cost.token(0, KvDType::F16).expert_bytes as f64;
