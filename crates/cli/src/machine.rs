@@ -1,12 +1,16 @@
 //! This machine as the user wants it used: instruction set and workers.
 
+use std::io;
+
 use anyhow::{Result, ensure};
 use moeba_kernels::isa::{self, Isa};
 use moeba_kernels::os::cpu;
 use moeba_kernels::pool::{Pinning, Pool};
+use moeba_kernels::probe::{self, MachineLimits};
 
 use crate::args::{IsaChoice, KvType};
-use crate::settings::Settings;
+use crate::progress::Progress;
+use crate::settings::{Settings, Voice};
 
 /// Applies `--isa` and starts the workers `--threads` asks for.
 ///
@@ -24,6 +28,17 @@ pub(crate) fn pool(settings: &Settings) -> Result<Pool> {
         ensure!(isa::force(isa), "this CPU does not have `{isa}`; its best is `{best}`");
     }
     Ok(Pool::new(threads(settings), Pinning::None))
+}
+
+/// Measures what this machine can do, and says meanwhile that it does.
+///
+/// # Errors
+/// If there is no memory to read.
+pub(crate) fn limits(pool: &Pool, voice: Voice) -> io::Result<MachineLimits> {
+    let waiting = Progress::new(voice).wait("measuring the machine");
+    let limits = probe::measure(pool);
+    waiting.clear();
+    limits
 }
 
 /// The load above which somebody else is at work: what a shell and its kin leave is less.

@@ -1,13 +1,12 @@
 //! `moeba probe`: what this machine can do at best, whatever the model.
 
 use anyhow::{Context, Result};
-use moeba_kernels::probe::{self, MachineLimits};
+use moeba_kernels::probe::MachineLimits;
 use serde_json::{Value, json};
 
 use crate::args::ProbeArgs;
 use crate::machine;
 use crate::output::{operations, pairs, print, print_json, size};
-use crate::progress::Progress;
 use crate::settings::Settings;
 
 /// Runs the command.
@@ -16,9 +15,7 @@ use crate::settings::Settings;
 /// If there is no memory to read.
 pub(crate) fn run(args: &ProbeArgs, settings: &Settings) -> Result<()> {
     let pool = machine::pool(settings)?;
-    let waiting = Progress::new(settings.voice).wait("measuring the machine");
-    let limits = probe::measure(&pool).context("no memory to read")?;
-    waiting.clear();
+    let limits = machine::limits(&pool, settings.voice).context("no memory to read")?;
     if args.json {
         return print_json(&to_json(&limits));
     }

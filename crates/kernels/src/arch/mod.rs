@@ -52,8 +52,8 @@ pub(crate) fn fill(isa: Isa, fill: &Fill<'_>, rows: Range<usize>) {
     fill.rows(rows);
 }
 
-/// Tile products of bfloats that need no memory, and how many operations they were: one and a half
-/// milliseconds' worth. `None` if `isa` has none.
+/// What does a millisecond's worth of tile products of bfloats that need no memory, and says how
+/// many operations they were. `None` if `isa` has none.
 pub(crate) fn tile_turns(isa: Isa) -> Option<fn() -> f64> {
     #[cfg(target_arch = "x86_64")]
     return (isa == Isa::Amx && is_available(isa)).then_some(x86_64::tile_turns);

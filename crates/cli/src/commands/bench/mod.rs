@@ -11,8 +11,6 @@ mod test;
 use anyhow::{Result, ensure};
 use moeba_kernels::attention::KvDType;
 use moeba_kernels::isa;
-use moeba_kernels::pool::Pool;
-use moeba_kernels::probe::{self, MachineLimits};
 use moeba_model::Model;
 use moeba_model::batch::BLOCK_TOKENS;
 use moeba_model::cost::Cost;
@@ -52,7 +50,7 @@ pub(crate) fn run(args: &BenchArgs, settings: &Settings) -> Result<()> {
         isa: isa::current(),
         limbs: model.precision().limbs(),
         load: machine::load(),
-        limits: measure_machine(args, settings, &pool),
+        limits: if args.no_machine { None } else { machine::limits(&pool, settings.voice).ok() },
     };
     let (cost, kv_dtype) = (Cost::of_model(&model), KvDType::from(args.kv_type));
     let room = |test: &Test| test.sequences * test.end().next_multiple_of(BLOCK_TOKENS);
@@ -110,14 +108,4 @@ fn tests(args: &BenchArgs) -> Result<Vec<Test>> {
         "`{most}` sequences at once are more than a step has logits for: {STEP_LOGITS_MAX}"
     );
     Ok(tests)
-}
-
-fn measure_machine(args: &BenchArgs, settings: &Settings, pool: &Pool) -> Option<MachineLimits> {
-    if args.no_machine {
-        return None;
-    }
-    let waiting = Progress::new(settings.voice).wait("measuring the machine");
-    let limits = probe::measure(pool).ok();
-    waiting.clear();
-    limits
 }

@@ -11,8 +11,8 @@ use std::io;
 
 use anyhow::{Result, ensure};
 use moeba_kernels::os::cpu;
+use moeba_kernels::probe::MachineLimits;
 use moeba_kernels::probe::disk::{self, DiskRate};
-use moeba_kernels::probe::{self, MachineLimits};
 use moeba_model::convert::Target;
 use moeba_model::inspect::{Inspection, WeightSummary, imagine};
 use moeba_model::memory_plan::{Demand, MemoryPlan};
@@ -96,15 +96,19 @@ pub(crate) fn run(args: &FitArgs, settings: &Settings) -> Result<()> {
         precision: settings.precision,
         input_kinds: weights(inspection).input_kinds,
     };
+    let (available, load) = (cpu::ram().available, machine::load());
     let needed = |inspection: &Inspection| {
         let ctx = ctx.min(inspection.spec.context_length);
-        planned(inspection, &demand(inspection, ctx), u64::MAX).0
+        planned(inspection, &demand(inspection, ctx), available).0
     };
-    let (available, load) = (cpu::ram().available, machine::load());
     let everything = demand(&subject.inspection, claimed);
     let (_, ctx_max) = planned(&subject.inspection, &everything, available);
     let memory = Memory { plan: needed(&subject.inspection), available, ctx_max };
-    let machine = if args.no_machine { None } else { measure_machine(settings)? };
+    let machine = if args.no_machine {
+        None
+    } else {
+        machine::limits(&machine::pool(settings)?, settings.voice).ok()
+    };
     let disk = (!args.no_machine).then(|| Disk::measure(&subject.place, settings));
     let predicted =
         machine.as_ref().map(|limits| predict(&subject, &memory, args, (ctx, settings), limits));
@@ -134,14 +138,6 @@ fn planned(inspection: &Inspection, demand: &Demand, have: u64) -> (MemoryPlan, 
         Ok(plan) => (plan, demand.context_tokens),
         Err(refusal) => (refusal.plan, refusal.context_tokens_max),
     }
-}
-
-fn measure_machine(settings: &Settings) -> Result<Option<MachineLimits>> {
-    let pool = machine::pool(settings)?;
-    let waiting = Progress::new(settings.voice).wait("measuring the machine");
-    let limits = probe::measure(&pool).ok();
-    waiting.clear();
-    Ok(limits)
 }
 
 /// What of the machine's limits the model will reach.
