@@ -42,6 +42,8 @@ use crate::isa::{self, Isa};
 use crate::pool::Pool;
 use crate::tensor::Matrix;
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) use blocks::unpack_scales;
 pub(crate) use blocks::{run as run_blocks, tile, unpack};
 pub(crate) use floats::run as run_floats;
 

@@ -12,7 +12,7 @@
 
 use super::apart::{self, Part};
 use super::rows::BlockRows;
-use super::{BlockFormat, NIBBLE, PER_ROW, Panel, Symmetric, block_row};
+use super::{BlockFormat, Codes, NIBBLE, PER_ROW, Panel, Symmetric, block_row};
 use crate::dtype::{ActKind, Apart, DType, EncodeBlock, Format, ScaleLayout};
 use crate::simd::Simd;
 use crate::tensor::ScaleType;
@@ -39,6 +39,7 @@ impl BlockFormat for Int4 {
     const INPUT: ActKind = ActKind::I8x32Pairs;
     const SCALES: ScaleLayout = ScaleLayout::Apart(&SCALES);
     type Form = Symmetric<32, 32, NIBBLE, PER_ROW>;
+    const CODES: Codes = Codes::nibbles(0, 1);
     const ENCODE: Option<EncodeBlock> = Some(encode);
 
     fn decode(block: &[u8], values: &mut [f32]) {
@@ -54,6 +55,11 @@ impl BlockFormat for Int4 {
             panel.q[8 * slot + 2 * i] = s.and(word, low);
             panel.q[8 * slot + 2 * i + 1] = s.and(s.shr::<4>(word), low);
         }
+    }
+
+    #[inline(always)]
+    fn unpack_scales<S: Simd>(_: S, _: &BlockRows<'_, S>, _: &mut Panel<S>, _slot: usize) {
+        // They lie apart: `scale` brings them.
     }
 
     #[inline(always)]

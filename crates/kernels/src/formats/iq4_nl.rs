@@ -9,7 +9,7 @@
 
 use super::rows::BlockRows;
 use super::search::{Codebook, Values};
-use super::{BYTE, BlockFormat, Panel, Symmetric, block_row, half, search};
+use super::{BYTE, BlockFormat, Codes, Panel, Symmetric, block_row, half, search};
 use crate::dtype::{DType, EncodeBlock, Format};
 use crate::simd::Simd;
 
@@ -41,6 +41,7 @@ impl BlockFormat for Iq4Nl {
     const BLOCK_LEN: usize = 32;
     const BLOCK_BYTES: usize = 18;
     type Form = Symmetric<32, 32, BYTE, 128>;
+    const CODES: Codes = Codes::Nibbles { first: 2, run: 16, levels: &CODES };
     const ENCODE: Option<EncodeBlock> = Some(encode);
 
     fn decode(block: &[u8], values: &mut [f32]) {
@@ -53,8 +54,13 @@ impl BlockFormat for Iq4Nl {
 
     #[inline(always)]
     fn unpack<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize) {
-        panel.d[slot] = s.widen_f16(rows.column(0));
+        Self::unpack_scales(s, rows, panel, slot);
         unpack_nibbles(s, &CODES, rows.columns(2), &mut panel.q[8 * slot..]);
+    }
+
+    #[inline(always)]
+    fn unpack_scales<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize) {
+        panel.d[slot] = s.widen_f16(rows.column(0));
     }
 }
 

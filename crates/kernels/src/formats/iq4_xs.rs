@@ -12,7 +12,7 @@
 use super::iq4_nl::{self, CODES};
 use super::rows::BlockRows;
 use super::search::SymmetricBlock;
-use super::{BYTE, BlockFormat, Panel, Symmetric, block_row, half};
+use super::{BYTE, BlockFormat, Codes, Panel, Symmetric, block_row, half};
 use crate::dtype::{DType, EncodeBlock, Format};
 use crate::simd::Simd;
 
@@ -37,6 +37,7 @@ impl BlockFormat for Iq4Xs {
     const BLOCK_LEN: usize = 256;
     const BLOCK_BYTES: usize = 136;
     type Form = Symmetric<256, 32, BYTE, 128>;
+    const CODES: Codes = Codes::Nibbles { first: 8, run: 16, levels: &CODES };
     const ENCODE: Option<EncodeBlock> = Some(encode);
 
     fn decode(block: &[u8], values: &mut [f32]) {
@@ -52,6 +53,15 @@ impl BlockFormat for Iq4Xs {
 
     #[inline(always)]
     fn unpack<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize) {
+        Self::unpack_scales(s, rows, panel, slot);
+        for j in 0..8 {
+            let words = rows.columns(8 + 16 * j);
+            iq4_nl::unpack_nibbles(s, &CODES, words, &mut panel.q[8 * j..]);
+        }
+    }
+
+    #[inline(always)]
+    fn unpack_scales<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize) {
         debug_assert_eq!(slot, 0, "a long block fills the panel");
         let [head, mut low, ..] = rows.columns(0);
         panel.d[0] = s.widen_f16(head);
@@ -60,10 +70,6 @@ impl BlockFormat for Iq4Xs {
             let six = s.or(s.and(low, s.splat(15)), s.and(high, s.splat(0x30)));
             *sc = s.sub(six, s.splat(32));
             (low, high) = (s.shr::<4>(low), s.shr::<2>(high));
-        }
-        for j in 0..8 {
-            let words = rows.columns(8 + 16 * j);
-            iq4_nl::unpack_nibbles(s, &CODES, words, &mut panel.q[8 * j..]);
         }
     }
 }

@@ -157,6 +157,29 @@ impl<S: Simd> Panel<S> {
     }
 }
 
+/// How the codes of a block lie in it, for products that read a row at a time.
+#[derive(Clone, Copy)]
+pub(crate) enum Codes {
+    /// In a way that only [`BlockFormat::unpack`] knows: rows are put together from lanes.
+    Various,
+    /// Nibbles, from byte `first` on. The low halves of `run` bytes are as many columns, their high
+    /// halves the next; `levels` are the `q` of each nibble.
+    Nibbles { first: usize, run: usize, levels: &'static [u8; 16] },
+    /// One i8 per column, from byte `first` on: `q - 128`.
+    Bytes { first: usize },
+}
+
+impl Codes {
+    /// Nibbles that are the `q` themselves.
+    pub(crate) const fn nibbles(first: usize, run: usize) -> Self {
+        Self::Nibbles {
+            first,
+            run,
+            levels: &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15],
+        }
+    }
+}
+
 /// A quantised weight format. See the module's words, and `docs/add-a-format.md`.
 pub(crate) trait BlockFormat: 'static {
     /// Its name in code.
@@ -176,6 +199,8 @@ pub(crate) trait BlockFormat: 'static {
     const SCALES: ScaleLayout = ScaleLayout::Inside;
     /// What a block looks like once it is integers.
     type Form: Form;
+    /// How its codes lie; where this says so, [`BlockFormat::unpack_scales`] has to be there, too.
+    const CODES: Codes = Codes::Various;
     /// Encodes one block: `values` `[BLOCK_LEN]` and how much an error in each counts (see
     /// [`EncodeBlock`]) to `block` `[BLOCK_BYTES]`; `None` if the format can only be read.
     const ENCODE: Option<EncodeBlock>;
@@ -184,6 +209,11 @@ pub(crate) trait BlockFormat: 'static {
     fn decode(block: &[u8], values: &mut [f32]);
     /// Unpacks one block of every row as block number `slot` of the panel.
     fn unpack<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize);
+    /// The part of [`BlockFormat::unpack`] that brings scales (`d`, `e`, `sc`, `m`).
+    #[inline(always)]
+    fn unpack_scales<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize) {
+        Self::unpack(s, rows, panel, slot);
+    }
     /// Brings the scales of a panel into `panel.d`, where they lie apart.
     #[inline(always)]
     fn scale<S: Simd>(_s: S, _part: &Part<'_>, _panel: &mut Panel<S>) {}
@@ -218,6 +248,13 @@ pub(crate) const fn block_row<F: BlockFormat>() -> Format {
     assert!(F::INPUT.block_len() == <F::Form as Form>::INPUT_LEN);
     assert!(matches!(<F::Form as Form>::Q_MAX, NIBBLE | SEVEN_BITS | BYTE));
     assert!(<F::Form as Form>::SYMMETRIC || <F::Form as Form>::Q_MAX < BYTE || F::BLOCK_LEN == 32);
+    assert!(match F::CODES {
+        Codes::Various => true,
+        Codes::Nibbles { run: 32, .. } =>
+            F::BLOCK_LEN == PANEL_COLS && <F::Form as Form>::SUB_LEN == 32,
+        Codes::Nibbles { run, .. } => matches!(run, 1 | 8 | 16),
+        Codes::Bytes { .. } => <F::Form as Form>::SYMMETRIC && <F::Form as Form>::OFFSET == 128,
+    });
     Format {
         dtype: F::DTYPE,
         name: F::NAME,

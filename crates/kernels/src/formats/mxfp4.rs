@@ -13,7 +13,7 @@
 use super::minifloat::{self, E2M1_DOUBLED, E2M1_OFFSET, E2M1_Q};
 use super::rows::BlockRows;
 use super::search::{Codebook, Values};
-use super::{BlockFormat, Panel, SEVEN_BITS, Symmetric, block_row, iq4_nl, search};
+use super::{BlockFormat, Codes, Panel, SEVEN_BITS, Symmetric, block_row, iq4_nl, search};
 use crate::dtype::{DType, EncodeBlock, Format};
 use crate::simd::Simd;
 
@@ -42,6 +42,7 @@ impl BlockFormat for Mxfp4 {
     const BLOCK_LEN: usize = 32;
     const BLOCK_BYTES: usize = 17;
     type Form = Form;
+    const CODES: Codes = Codes::Nibbles { first: 1, run: 16, levels: &E2M1_Q };
     const ENCODE: Option<EncodeBlock> = Some(encode);
 
     fn decode(block: &[u8], values: &mut [f32]) {
@@ -54,8 +55,13 @@ impl BlockFormat for Mxfp4 {
 
     #[inline(always)]
     fn unpack<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize) {
-        panel.d[slot] = minifloat::half_power(s, s.and(rows.column(0), s.splat(0xff)));
+        Self::unpack_scales(s, rows, panel, slot);
         iq4_nl::unpack_nibbles(s, &E2M1_Q, rows.columns(1), &mut panel.q[8 * slot..]);
+    }
+
+    #[inline(always)]
+    fn unpack_scales<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize) {
+        panel.d[slot] = minifloat::half_power(s, s.and(rows.column(0), s.splat(0xff)));
     }
 }
 

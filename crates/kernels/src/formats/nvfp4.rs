@@ -9,7 +9,7 @@
 //! As integers, in blocks of 16: `q = 2 * e2m1 + 12`, `m = 12`, `d = e = scale / 2`.
 
 use super::rows::BlockRows;
-use super::{BlockFormat, NIBBLE, Panel, Symmetric, block_row, minifloat};
+use super::{BlockFormat, Codes, NIBBLE, Panel, Symmetric, block_row, minifloat};
 use crate::dtype::{ActKind, DType, EncodeBlock, Format};
 use crate::simd::Simd;
 
@@ -41,6 +41,7 @@ impl BlockFormat for Nvfp4 {
     const BLOCK_BYTES: usize = 36;
     const INPUT: ActKind = ActKind::I8x16;
     type Form = Form;
+    const CODES: Codes = Codes::Nibbles { first: 4, run: 8, levels: &minifloat::E2M1_Q };
     const ENCODE: Option<EncodeBlock> = Some(encode);
 
     fn decode(block: &[u8], values: &mut [f32]) {
@@ -58,10 +59,7 @@ impl BlockFormat for Nvfp4 {
 
     #[inline(always)]
     fn unpack<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize) {
-        let scales = without_7f(s, rows.column(0));
-        let scales = s.and(scales, s.splat(0x7f7f_7f7f));
-        let halves = minifloat::halves_of_e4m3(s, scales);
-        panel.d[4 * slot..4 * slot + 4].copy_from_slice(&halves);
+        Self::unpack_scales(s, rows, panel, slot);
         let low = s.splat(0x0f0f_0f0f);
         for half in 0..2 {
             for (i, word) in rows.columns(4 + 16 * half).into_iter().enumerate() {
@@ -70,6 +68,14 @@ impl BlockFormat for Nvfp4 {
                 panel.q[first + 2] = s.lookup(&minifloat::E2M1_Q, s.and(s.shr::<4>(word), low));
             }
         }
+    }
+
+    #[inline(always)]
+    fn unpack_scales<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize) {
+        let scales = without_7f(s, rows.column(0));
+        let scales = s.and(scales, s.splat(0x7f7f_7f7f));
+        let halves = minifloat::halves_of_e4m3(s, scales);
+        panel.d[4 * slot..4 * slot + 4].copy_from_slice(&halves);
     }
 }
 

@@ -9,7 +9,7 @@
 
 use super::apart::{self, Part};
 use super::rows::BlockRows;
-use super::{BlockFormat, Panel, block_row, minifloat};
+use super::{BlockFormat, Codes, Panel, block_row, minifloat};
 use crate::dtype::{ActKind, Apart, DType, EncodeBlock, Format, ScaleLayout};
 use crate::simd::Simd;
 use crate::tensor::ScaleType;
@@ -31,6 +31,7 @@ impl BlockFormat for Nvfp4Planes {
     const INPUT: ActKind = ActKind::I8x16Pairs;
     const SCALES: ScaleLayout = ScaleLayout::Apart(&SCALES);
     type Form = super::nvfp4::Form;
+    const CODES: Codes = Codes::Nibbles { first: 0, run: 1, levels: &minifloat::E2M1_Q };
     const ENCODE: Option<EncodeBlock> = Some(encode);
 
     fn decode(block: &[u8], values: &mut [f32]) {
@@ -40,6 +41,11 @@ impl BlockFormat for Nvfp4Planes {
     #[inline(always)]
     fn unpack<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize) {
         unpack_pairs(s, rows, panel, slot);
+    }
+
+    #[inline(always)]
+    fn unpack_scales<S: Simd>(_: S, _: &BlockRows<'_, S>, _: &mut Panel<S>, _slot: usize) {
+        // They lie apart: `scale` brings them.
     }
 
     #[inline(always)]

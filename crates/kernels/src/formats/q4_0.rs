@@ -7,7 +7,7 @@
 //! As integers: `q = n`, `m = 8`, `e = d`.
 
 use super::rows::BlockRows;
-use super::{BlockFormat, NIBBLE, Panel, Symmetric, block_row, half, search};
+use super::{BlockFormat, Codes, NIBBLE, Panel, Symmetric, block_row, half, search};
 use crate::dtype::{DType, EncodeBlock, Format};
 use crate::simd::Simd;
 
@@ -25,6 +25,7 @@ impl BlockFormat for Q4_0 {
     const BLOCK_LEN: usize = 32;
     const BLOCK_BYTES: usize = 18;
     type Form = Symmetric<32, 32, NIBBLE, 8>;
+    const CODES: Codes = Codes::nibbles(2, 16);
     const ENCODE: Option<EncodeBlock> = Some(encode);
 
     fn decode(block: &[u8], values: &mut [f32]) {
@@ -37,12 +38,17 @@ impl BlockFormat for Q4_0 {
 
     #[inline(always)]
     fn unpack<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize) {
-        panel.d[slot] = s.widen_f16(rows.column(0));
+        Self::unpack_scales(s, rows, panel, slot);
         let low = s.splat(0x0f0f_0f0f);
         for (i, word) in rows.columns(2).into_iter().enumerate() {
             panel.q[8 * slot + i] = s.and(word, low);
             panel.q[8 * slot + 4 + i] = s.and(s.shr::<4>(word), low);
         }
+    }
+
+    #[inline(always)]
+    fn unpack_scales<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize) {
+        panel.d[slot] = s.widen_f16(rows.column(0));
     }
 }
 

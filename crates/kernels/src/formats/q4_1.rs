@@ -8,7 +8,7 @@
 //! As integers: `q = n`, `m = 1`, `e = -min`.
 
 use super::rows::BlockRows;
-use super::{Affine, BlockFormat, NIBBLE, Panel, block_row, half, search};
+use super::{Affine, BlockFormat, Codes, NIBBLE, Panel, block_row, half, search};
 use crate::dtype::{DType, EncodeBlock, Format};
 use crate::simd::Simd;
 
@@ -26,6 +26,7 @@ impl BlockFormat for Q4_1 {
     const BLOCK_LEN: usize = 32;
     const BLOCK_BYTES: usize = 20;
     type Form = Affine<32, 32, NIBBLE>;
+    const CODES: Codes = Codes::nibbles(4, 16);
     const ENCODE: Option<EncodeBlock> = Some(encode);
 
     fn decode(block: &[u8], values: &mut [f32]) {
@@ -38,15 +39,20 @@ impl BlockFormat for Q4_1 {
 
     #[inline(always)]
     fn unpack<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize) {
-        let head = rows.column(0);
-        panel.d[slot] = s.widen_f16(head);
-        // Flipping the sign bit negates the minimum exactly.
-        panel.e[slot] = s.widen_f16(s.xor(s.shr::<16>(head), s.splat(0x8000)));
+        Self::unpack_scales(s, rows, panel, slot);
         let low = s.splat(0x0f0f_0f0f);
         for (i, word) in rows.columns(4).into_iter().enumerate() {
             panel.q[8 * slot + i] = s.and(word, low);
             panel.q[8 * slot + 4 + i] = s.and(s.shr::<4>(word), low);
         }
+    }
+
+    #[inline(always)]
+    fn unpack_scales<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize) {
+        let head = rows.column(0);
+        panel.d[slot] = s.widen_f16(head);
+        // Flipping the sign bit negates the minimum exactly.
+        panel.e[slot] = s.widen_f16(s.xor(s.shr::<16>(head), s.splat(0x8000)));
     }
 }
 

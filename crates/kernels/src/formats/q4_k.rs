@@ -8,7 +8,7 @@
 //! ```
 
 use super::rows::BlockRows;
-use super::{Affine, BlockFormat, NIBBLE, Panel, block_row, half, k_scales};
+use super::{Affine, BlockFormat, Codes, NIBBLE, Panel, block_row, half, k_scales};
 use crate::dtype::{DType, EncodeBlock, Format};
 use crate::simd::Simd;
 
@@ -26,6 +26,7 @@ impl BlockFormat for Q4K {
     const BLOCK_LEN: usize = 256;
     const BLOCK_BYTES: usize = 144;
     type Form = Affine<256, 32, NIBBLE>;
+    const CODES: Codes = Codes::nibbles(16, 32);
     const ENCODE: Option<EncodeBlock> = Some(encode);
 
     fn decode(block: &[u8], values: &mut [f32]) {
@@ -41,8 +42,7 @@ impl BlockFormat for Q4K {
 
     #[inline(always)]
     fn unpack<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize) {
-        debug_assert_eq!(slot, 0, "a long block fills the panel");
-        k_scales::unpack(s, rows.columns(0), panel);
+        Self::unpack_scales(s, rows, panel, slot);
         let low = s.splat(0x0f0f_0f0f);
         for column in 0..8 {
             let words = rows.columns(16 + 16 * column);
@@ -52,6 +52,12 @@ impl BlockFormat for Q4K {
                 panel.q[first + 8 + i] = s.and(s.shr::<4>(word), low);
             }
         }
+    }
+
+    #[inline(always)]
+    fn unpack_scales<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize) {
+        debug_assert_eq!(slot, 0, "a long block fills the panel");
+        k_scales::unpack(s, rows.columns(0), panel);
     }
 }
 

@@ -7,7 +7,7 @@
 //! As integers: `q = w + 128`, `m = 128`, `e = d`.
 
 use super::rows::BlockRows;
-use super::{BYTE, BlockFormat, Panel, Symmetric, block_row, half};
+use super::{BYTE, BlockFormat, Codes, Panel, Symmetric, block_row, half};
 use crate::dtype::{DType, EncodeBlock, Format};
 use crate::simd::Simd;
 
@@ -25,6 +25,7 @@ impl BlockFormat for Q8_0 {
     const BLOCK_LEN: usize = 32;
     const BLOCK_BYTES: usize = 34;
     type Form = Symmetric<32, 32, BYTE, 128>;
+    const CODES: Codes = Codes::Bytes { first: 2 };
     const ENCODE: Option<EncodeBlock> = Some(encode);
 
     fn decode(block: &[u8], values: &mut [f32]) {
@@ -36,7 +37,7 @@ impl BlockFormat for Q8_0 {
 
     #[inline(always)]
     fn unpack<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize) {
-        panel.d[slot] = s.widen_f16(rows.column(0));
+        Self::unpack_scales(s, rows, panel, slot);
         let plus_128 = s.splat(0x8080_8080);
         for half in 0..2 {
             let words = rows.columns(2 + 16 * half);
@@ -44,6 +45,11 @@ impl BlockFormat for Q8_0 {
                 panel.q[8 * slot + 4 * half + i] = s.xor(word, plus_128);
             }
         }
+    }
+
+    #[inline(always)]
+    fn unpack_scales<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize) {
+        panel.d[slot] = s.widen_f16(rows.column(0));
     }
 }
 

@@ -108,8 +108,38 @@ pub(crate) fn unpack<S: Simd, F: BlockFormat>(
     s: S,
     unit: &Unit<'_>,
     panel: &mut Panel<S>,
+    place: (Range<usize>, Range<usize>),
+    ahead: &LookAhead,
+) {
+    unpack_by::<S, F>(s, unit, panel, place, ahead, |rows, panel, slot| {
+        F::unpack(s, rows, panel, slot);
+    });
+}
+
+/// [`unpack`] where only the scales are wanted.
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only tiles read rows"))]
+#[inline(always)]
+pub(crate) fn unpack_scales<S: Simd, F: BlockFormat>(
+    s: S,
+    unit: &Unit<'_>,
+    panel: &mut Panel<S>,
+    place: (Range<usize>, Range<usize>),
+) {
+    let nothing = LookAhead::nothing();
+    unpack_by::<S, F>(s, unit, panel, place, &nothing, |rows, panel, slot| {
+        F::unpack_scales(s, rows, panel, slot);
+    });
+}
+
+/// Calls `unpack` for each of `blocks`, and brings scales that lie apart.
+#[inline(always)]
+fn unpack_by<S: Simd, F: BlockFormat>(
+    s: S,
+    unit: &Unit<'_>,
+    panel: &mut Panel<S>,
     (rows, blocks): (Range<usize>, Range<usize>),
     ahead: &LookAhead,
+    unpack: impl Fn(&BlockRows<'_, S>, &mut Panel<S>, usize),
 ) {
     let (bytes, stride) = (unit.weight.bytes(), unit.weight.row_bytes());
     let offset = blocks.start * F::BLOCK_BYTES;
@@ -129,7 +159,7 @@ pub(crate) fn unpack<S: Simd, F: BlockFormat>(
     for slot in 0..blocks.len() {
         let offset = first + slot * F::BLOCK_BYTES;
         let rows = BlockRows::new(s, bytes, offset, (stride, F::BLOCK_BYTES), ahead);
-        F::unpack(s, &rows, panel, slot);
+        unpack(&rows, panel, slot);
     }
     if <F::Form as Form>::INPUT_LEN == PANEL_COLS && <F::Form as Form>::SYMMETRIC {
         // Here `m = offset * sc`: the panel's `m` are the `sc`, two to a word, and `offset` comes

@@ -11,7 +11,7 @@ use crate::blocks::f16;
 use crate::oracle::{self, Input, Random, Row};
 
 /// A matrix and what lies apart from it, all owned.
-struct Weights {
+pub(crate) struct Weights {
     dtype: DType,
     rows: usize,
     cols: usize,
@@ -24,7 +24,7 @@ struct Weights {
 }
 
 /// The formats with scales apart, each with every kind of scale and some tiles.
-fn layouts(cols: usize) -> Vec<(DType, ScaleType, [usize; 2], bool)> {
+pub(crate) fn layouts(cols: usize) -> Vec<(DType, ScaleType, [usize; 2], bool)> {
     let mut all = Vec::new();
     for format in &FORMATS {
         let ScaleLayout::Apart(apart) = format.scales else { continue };
@@ -60,7 +60,7 @@ fn encode(kind: ScaleType, value: f32, out: &mut Vec<u8>) {
 }
 
 impl Weights {
-    fn random(
+    pub(crate) fn random(
         random: &mut Random,
         (dtype, kind, tile, zeros): (DType, ScaleType, [usize; 2], bool),
         [rows, cols]: [usize; 2],
@@ -83,7 +83,7 @@ impl Weights {
         Self { dtype, rows, cols, codes, kind, tile, scales, zeros, factor: Factor::Over(3.7) }
     }
 
-    fn matrix(&self) -> Matrix<'_> {
+    pub(crate) fn matrix(&self) -> Matrix<'_> {
         let [rows, cols] = self.tile;
         let scales = Scales { kind: self.kind, rows, cols, bytes: &self.scales };
         let matrix = Matrix::new(self.dtype, self.rows, self.cols, &self.codes);

@@ -6,10 +6,11 @@ use moeba_kernels::dtype::{DType, FORMATS, Format, ScaleLayout};
 use moeba_kernels::isa::{self, Isa};
 use moeba_kernels::matmul::{Job, Rows, matmul};
 use moeba_kernels::pool::{Pinning, Pool};
-use moeba_kernels::tensor::Matrix;
+use moeba_kernels::tensor::{Factor, Matrix};
 
 use crate::matmul::random_weights;
 use crate::oracle::Random;
+use crate::planes;
 
 /// The nearest bfloat, ties to even.
 fn bfloat(value: f32) -> f64 {
@@ -21,7 +22,12 @@ fn bfloat(value: f32) -> f64 {
 /// Multiplies with as many inputs as `tokens` picks from `x`, and compares.
 fn check(dtype: DType, rows: usize, cols: usize, tokens: &Rows<'_>, random: &mut Random) {
     let weights = random_weights(random, dtype, rows, cols);
-    let weight = Matrix::new(dtype, rows, cols, &weights);
+    check_matrix(Matrix::new(dtype, rows, cols, &weights), tokens, random);
+}
+
+/// [`check`] with weights that are there.
+fn check_matrix(weight: Matrix<'_>, tokens: &Rows<'_>, random: &mut Random) {
+    let (dtype, rows, cols) = (weight.dtype(), weight.rows(), weight.cols());
     let input_rows = 1 + (0..tokens.len()).map(|index| tokens.at(index)).max().unwrap();
     let x: Vec<f32> = (0..input_rows * cols).map(|_| random.normal()).collect();
     let pool = Pool::new(2, Pinning::None);
@@ -64,7 +70,7 @@ fn every_format_and_shape_is_as_close_as_bfloats_are() {
     let inside = |format: &&Format| format.block_len > 1 && format.scales == ScaleLayout::Inside;
     for format in FORMATS.iter().filter(inside) {
         for rows in [1, 16, 17, 40, 300] {
-            for tokens in [24, 31, 33, 140] {
+            for tokens in [12, 31, 33, 70, 140] {
                 if rows * tokens > 10_000 {
                     continue;
                 }
@@ -74,6 +80,28 @@ fn every_format_and_shape_is_as_close_as_bfloats_are() {
         }
         let picked: Vec<u32> = (0..40).map(|index| (index * 7 % 33) as u32).collect();
         check(format.dtype, 33, 512, &Rows::Gather(&picked), &mut random);
+    }
+    // More columns than fit into the second cache, more rows than there are sums for meanwhile.
+    check(DType::Q8_0, 260, 4128, &Rows::Range(0..113), &mut random);
+}
+
+#[test]
+fn scales_that_lie_apart_reach_their_weights() {
+    if isa::current() != Isa::Amx {
+        return;
+    }
+    let mut random = Random::new(10);
+    for cols in [32, 224, 256, 544] {
+        for layout in planes::layouts(cols) {
+            if layout.0.format().block_len == 1 {
+                continue;
+            }
+            for rows in [5, 40] {
+                let weights = planes::Weights::random(&mut random, layout, [rows, cols]);
+                let matrix = weights.matrix().with_factor(Factor::ONE);
+                check_matrix(matrix, &Rows::Range(0..30), &mut random);
+            }
+        }
     }
 }
 

@@ -188,12 +188,12 @@ impl Tiles {
 
     /// Adds the product of inputs and weights to sums.
     #[inline(always)]
-    fn multiply<const SUM: usize, const INPUTS: usize, const WEIGHTS: usize>(&self) {
+    fn multiply<const SUM: usize, const WEIGHTS: usize, const INPUTS: usize>(&self) {
         // SAFETY: the tiles are configured, with shapes that fit each other.
         unsafe {
             tile_asm!(
-                "tdpbf16ps tmm{sum}, tmm{inputs}, tmm{weights}",
-                sum = const SUM, inputs = const INPUTS, weights = const WEIGHTS
+                "tdpbf16ps tmm{sum}, tmm{weights}, tmm{inputs}",
+                sum = const SUM, weights = const WEIGHTS, inputs = const INPUTS
             );
         }
     }

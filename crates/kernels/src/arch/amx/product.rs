@@ -1,50 +1,48 @@
 //! One unit of a product, by tiles.
 //!
 //! ```text
-//! for each hundred inputs, and each group of panels:      sums [panels, inputs] start at 0
-//!     for each 256 columns:                               inputs are laid out as tiles, once
-//!         for each two panels of the group:
-//!             unpack the two panels that come next (as all instruction sets do)
-//!             for each 32 inputs: 4 tiles of sums += 2 tiles of inputs · 2 of weights, 8 times;
-//!                 between tile instructions, bfloats are made of the next panels
+//! for each hundred inputs, and as many columns of them as fit into the second cache:
+//!     lay the inputs out as tiles, once
+//!     for each two panels of rows, and each 256 of the columns:
+//!         scales of what comes next are unpacked
+//!         for each 32 inputs: 4 tiles of sums += 2 tiles of weights · 2 of inputs, 8 times;
+//!             between tile instructions, a row at a time, bfloats are made of what comes next,
+//!             and what comes after that is requested from memory
 //! ```
 //!
-//! Inputs lie where their tokens do, so they are gathered; a group of panels shares that work. The
-//! sums of a group stay in the second cache, everything else in the first.
+//! Rows are walked along their columns, two panels at a time: memory is read twice as fast that
+//! way as when all rows of a unit take turns.
 
 use std::arch::x86_64::*;
 use std::cell::RefCell;
-use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::weights::{Converter, Pending, WeightTiles};
+use super::weights::{DEPTH, Pending, QUARTERS, STRIPE_ROWS, Stripe, Tile, WeightTiles, transpose};
 use super::{Sums, TILE_COLS, TILE_ROWS, Tiles};
 use crate::arch::avx512::Avx512;
-use crate::arch::prefetch;
 use crate::formats::rows::LookAhead;
-use crate::formats::{BlockFormat, Form, PANEL_COLS, PANEL_WORDS};
+use crate::formats::{BlockFormat, Codes, PANEL_COLS};
 use crate::matmul::{self, Unit};
 
-/// Inputs that share one unpacking.
+/// Inputs that share one conversion.
 const INPUTS: usize = 128;
-/// Tiles of sums: panels of a group, times tiles of inputs.
+/// Tiles of inputs, `[inputs, columns]`: a megabyte, half of the second cache.
+const INPUT_TILES: usize = 1024;
+/// Tiles of sums, where the columns of a unit are taken in several parts.
 const TOTALS: usize = 128;
-/// Panels of a group, at most: the fewer inputs, the more panels.
-const PANELS: usize = 16;
-/// Words that are converted together, and fill one tile: one sub-block's, or two's.
-const RUN: usize = 8;
-/// Tiles that the columns of a panel make.
-const DEPTH: usize = PANEL_COLS / TILE_COLS;
 
 /// Working memory of one thread, made when it first multiplies by tiles.
 #[repr(C, align(64))]
 struct Scratch {
-    /// 256 columns of inputs, `[tiles of inputs, DEPTH]`.
-    inputs: [[[__m512i; TILE_ROWS]; DEPTH]; INPUTS / TILE_ROWS],
+    /// Inputs as tiles, `[tiles of inputs, tiles of columns]`: lane `i` of line `l` holds columns
+    /// `2 l` and `2 l + 1` of input `i`.
+    inputs: [Tile; INPUT_TILES],
     /// Two panels at work, and the two that come next.
     weights: [[WeightTiles; 2]; 2],
     /// Running sums, `[panels, tiles of inputs]`.
     totals: [Sums; TOTALS],
+    /// The two panels that come next, before they are bfloats.
+    pending: [Pending; 2],
 }
 
 thread_local! {
@@ -69,13 +67,7 @@ pub(in crate::arch) unsafe fn run<F: BlockFormat>(unit: &Unit<'_>) {
         // As many passes as are needed, all about equally long.
         let step = tokens.div_ceil(tokens.div_ceil(INPUTS));
         for first in (0..tokens).step_by(step) {
-            let tokens = first..tokens.min(first + step);
-            let group = TILE_ROWS * PANELS.min(TOTALS / tokens.len().div_ceil(TILE_ROWS));
-            for first in unit.rows.clone().step_by(group) {
-                let rows = first..unit.rows.end.min(first + group);
-                product.multiply::<F>(scratch, tokens.clone(), rows.clone());
-                product.store(scratch, tokens.clone(), rows);
-            }
+            product.pass::<F>(scratch, first..tokens.min(first + step));
         }
     });
 }
@@ -93,39 +85,80 @@ struct Piece {
     blocks: Range<usize>,
     /// Rows of weights.
     rows: Range<usize>,
-    /// The first panel's place in the group.
+    /// The first panel's place among the totals.
     panel: usize,
+    /// Whether it is the first piece of its rows in the part, and the last.
+    ends: [bool; 2],
 }
 
-/// The pieces of a group, all panels of some columns after each other.
-struct Pieces {
-    /// Rows of weights.
+/// The pieces of some rows and columns: all of two panels, then the next two.
+struct Part {
     rows: Range<usize>,
-    /// Blocks of a row.
-    num_blocks: usize,
+    blocks: Range<usize>,
     /// Blocks of a panel.
     per_panel: usize,
+    /// Whether these are all columns: then no more than two panels have sums at a time.
+    whole: bool,
 }
 
-impl Pieces {
-    fn len(&self) -> usize {
-        self.rows.len().div_ceil(2 * TILE_ROWS) * self.num_blocks.div_ceil(self.per_panel)
-    }
-
+impl Part {
     fn get(&self, index: usize) -> Option<Piece> {
-        let pairs = self.rows.len().div_ceil(2 * TILE_ROWS);
-        let (block, pair) = (index / pairs * self.per_panel, index % pairs);
+        let steps = self.blocks.len().div_ceil(self.per_panel);
+        let (pair, step) = (index / steps, index % steps);
+        let block = self.blocks.start + step * self.per_panel;
         let first = self.rows.start + pair * 2 * TILE_ROWS;
-        (index < self.len()).then(|| Piece {
-            blocks: block..self.num_blocks.min(block + self.per_panel),
+        (first < self.rows.end).then(|| Piece {
+            blocks: block..self.blocks.end.min(block + self.per_panel),
             rows: first..self.rows.end.min(first + 2 * TILE_ROWS),
-            panel: 2 * pair,
+            panel: if self.whole { 0 } else { 2 * pair },
+            ends: [step == 0, step + 1 == steps],
         })
     }
 }
 
+impl Piece {
+    /// The rows of each of its panels.
+    fn panels(&self) -> [Range<usize>; 2] {
+        let middle = self.rows.end.min(self.rows.start + TILE_ROWS);
+        [self.rows.start..middle, middle..self.rows.end]
+    }
+
+    /// Tiles along its columns.
+    fn depth<F: BlockFormat>(&self) -> usize {
+        self.blocks.len() * F::BLOCK_LEN / TILE_COLS
+    }
+}
+
 impl Product<'_> {
-    /// Sets `totals` to the products of the weights' `rows` with the inputs of `tokens`.
+    /// All of the unit's rows for some of its inputs.
+    #[target_feature(
+        enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c"
+    )]
+    fn pass<F: BlockFormat>(&self, scratch: &mut Scratch, tokens: Range<usize>) {
+        let token_tiles = tokens.len().div_ceil(TILE_ROWS);
+        let (num_blocks, per_panel) =
+            (self.unit.weight.cols() / F::BLOCK_LEN, PANEL_COLS / F::BLOCK_LEN);
+        let panels = num_blocks.div_ceil(per_panel);
+        // As many parts as are needed, all about equally long.
+        let parts = panels.div_ceil(INPUT_TILES / token_tiles / DEPTH);
+        let step = panels.div_ceil(parts) * per_panel;
+        let rows_max = if parts == 1 { usize::MAX } else { TILE_ROWS * (TOTALS / token_tiles) };
+        let mut row = self.unit.rows.start;
+        while row < self.unit.rows.end {
+            let rows = row..self.unit.rows.end.min(row.saturating_add(rows_max));
+            row = rows.end;
+            for block in (0..num_blocks).step_by(step) {
+                let blocks = block..num_blocks.min(block + step);
+                let depth = blocks.len() * F::BLOCK_LEN / TILE_COLS;
+                self.gather(scratch, tokens.clone(), (block * F::BLOCK_LEN, depth));
+                let part = Part { rows: rows.clone(), blocks, per_panel, whole: parts == 1 };
+                self.multiply::<F>(scratch, tokens.clone(), &part, depth);
+            }
+        }
+    }
+
+    /// Adds the products of a part of the weights with the inputs of `tokens`, of which `depth`
+    /// tiles each are laid out, to the totals; hands them over when they are complete.
     #[target_feature(
         enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c"
     )]
@@ -133,213 +166,206 @@ impl Product<'_> {
         &self,
         scratch: &mut Scratch,
         tokens: Range<usize>,
-        rows: Range<usize>,
+        part: &Part,
+        depth: usize,
     ) {
-        let pieces = Pieces {
-            rows: rows.clone(),
-            num_blocks: self.unit.weight.cols() / F::BLOCK_LEN,
-            per_panel: PANEL_COLS / F::BLOCK_LEN,
-        };
-        #[expect(clippy::large_stack_arrays, reason = "20 KiB of the 2 MiB that a worker has")]
-        let mut pending = [Pending::new(self.s), Pending::new(self.s)];
+        let token_tiles = tokens.len().div_ceil(TILE_ROWS);
         let mut before: Option<Piece> = None;
         let mut half = 0;
-        for index in 0..=pieces.len() {
-            let piece = pieces.get(index);
+        for index in 0.. {
+            let piece = part.get(index);
             if let Some(piece) = &piece {
-                self.unpack::<F>(piece, &mut pending);
+                self.unpack::<F>(piece, &mut scratch.pending);
             }
-            let mut convert = Convert::<F::Form> {
-                pending: &pending,
-                ahead: self.look_ahead::<F>(pieces.get(index + 1)),
-                done: 0,
-                words: piece.as_ref().map_or(0, |_| 2 * PANEL_WORDS),
-                form: PhantomData,
-            };
-            if let Some(piece) = before {
-                if piece.panel == 0 {
-                    self.gather(scratch, tokens.clone(), piece.blocks.start * F::BLOCK_LEN);
+            let ahead = self.look_ahead::<F>(part.get(index + 1));
+            let mut converted = piece.is_none();
+            if let Some(before) = &before {
+                let inputs = Inputs {
+                    first: (before.blocks.start - part.blocks.start) * F::BLOCK_LEN / TILE_COLS,
+                    stride: depth,
+                    tiles: token_tiles,
+                };
+                // What is multiplied may be too short for all of what is converted meanwhile.
+                let fits = before.depth::<F>() == DEPTH && !converted;
+                converted |= fits;
+                self.quads::<F>(scratch, before, &inputs, (half, fits), &ahead);
+                let complete = before.blocks.end * F::BLOCK_LEN == self.unit.weight.cols();
+                if before.ends[1] && complete {
+                    self.store(scratch, tokens.clone(), before);
                 }
-                self.quads(scratch, &piece, (tokens.len(), F::BLOCK_LEN), (half, &mut convert));
                 half = 1 - half;
             }
-            convert.finish(&mut scratch.weights[half]);
+            if !converted {
+                convert_all::<F>(&scratch.pending, &mut scratch.weights[half]);
+            }
+            if piece.is_none() {
+                return;
+            }
             before = piece;
         }
     }
 
-    /// Requests the weights of a piece from memory, two rows with each run that is converted: all
-    /// at once would fill the processor's line buffers and stall whatever reads next.
+    /// Requests the weights of a piece from memory, a row at a time: all at once would fill the
+    /// processor's line buffers and stall whatever reads next.
     #[inline(always)]
     fn look_ahead<F: BlockFormat>(&self, piece: Option<Piece>) -> LookAhead {
         let Some(Piece { blocks, rows, .. }) = piece else { return LookAhead::nothing() };
         let (bytes, stride) = (self.unit.weight.bytes(), self.unit.weight.row_bytes());
         let first = rows.start * stride + blocks.start * F::BLOCK_BYTES;
         let end = bytes.len().min(rows.end * stride);
-        let rows_per_run = 2 * TILE_ROWS / (2 * PANEL_WORDS / RUN);
         let lines = (blocks.len() * F::BLOCK_BYTES).div_ceil(64);
-        LookAhead::new(&bytes[..end], first, stride, (rows_per_run, lines))
+        LookAhead::new(&bytes[..end], first, stride, (1, lines))
     }
 
-    /// Unpacks both panels of a piece.
+    /// Unpacks the scales of both panels of a piece, and codes that cannot be read row by row.
     #[inline(always)]
     fn unpack<F: BlockFormat>(&self, piece: &Piece, pending: &mut [Pending; 2]) {
-        for (first, pending) in piece.rows.clone().step_by(TILE_ROWS).zip(pending) {
-            let rows = first..piece.rows.end.min(first + TILE_ROWS);
-            let place = (rows, piece.blocks.clone());
-            let nothing = LookAhead::nothing();
-            matmul::unpack::<_, F>(self.s, self.unit, &mut pending.panel, place, &nothing);
+        for (rows, pending) in piece.panels().into_iter().zip(pending) {
+            if rows.is_empty() {
+                pending.prepare_nothing();
+                continue;
+            }
+            let place = (rows.clone(), piece.blocks.clone());
+            if matches!(F::CODES, Codes::Various) {
+                let nothing = LookAhead::nothing();
+                matmul::unpack::<_, F>(self.s, self.unit, &mut pending.panel, place, &nothing);
+            } else {
+                matmul::unpack_scales::<_, F>(self.s, self.unit, &mut pending.panel, place);
+            }
+            let (bytes, stride) = (self.unit.weight.bytes(), self.unit.weight.row_bytes());
+            let bytes = &bytes[rows.start * stride + piece.blocks.start * F::BLOCK_BYTES..];
+            let size = (rows.len(), piece.blocks.len() * F::BLOCK_BYTES);
             // SAFETY: a machine with tiles has AVX-512.
-            unsafe { pending.prepare::<F::Form>() };
+            unsafe { pending.prepare::<F>(bytes, stride, size) };
         }
     }
 
-    /// Lays a panel's columns of the inputs out as tiles, from column `col` of the weights on.
+    /// Lays `depth` tiles of each input out, from column `col` of the weights on.
     #[target_feature(
         enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c"
     )]
-    fn gather(&self, scratch: &mut Scratch, tokens: Range<usize>, col: usize) {
+    fn gather(&self, scratch: &mut Scratch, tokens: Range<usize>, (col, depth): (usize, usize)) {
         let unit = self.unit;
-        for (index, token) in tokens.enumerate() {
-            let row = unit.input.bfloats(unit.tokens.at(token), unit.input_col + col);
-            for line in row[PANEL_COLS..].chunks(TILE_COLS).take(DEPTH) {
-                prefetch(line.as_ptr().cast());
+        let mut rows: [&[u16]; TILE_ROWS] = [&[]; TILE_ROWS];
+        for (first, tiles) in
+            tokens.clone().step_by(TILE_ROWS).zip(scratch.inputs.chunks_exact_mut(depth))
+        {
+            let count = TILE_ROWS.min(tokens.end - first);
+            for (index, row) in rows.iter_mut().take(count).enumerate() {
+                *row = unit.input.bfloats(unit.tokens.at(first + index), unit.input_col + col);
             }
-            let row: &[u16; PANEL_COLS] = row.first_chunk().expect("rows are padded by a panel");
-            let tiles = &mut scratch.inputs[index / TILE_ROWS];
-            for (tile, line) in tiles.iter_mut().zip(row.as_chunks::<TILE_COLS>().0) {
-                // SAFETY: the array is 64 bytes.
-                tile[index % TILE_ROWS] = unsafe { _mm512_loadu_si512(line.as_ptr().cast()) };
+            let mut lines = [_mm512_setzero_si512(); TILE_ROWS];
+            for (index, tile) in tiles.iter_mut().enumerate() {
+                for (line, row) in lines.iter_mut().zip(&rows[..count]) {
+                    let columns = &row[index * TILE_COLS..][..TILE_COLS];
+                    // SAFETY: the columns are 64 bytes.
+                    *line = unsafe { _mm512_loadu_si512(columns.as_ptr().cast()) };
+                }
+                *tile = transpose(&lines);
             }
         }
     }
 
     /// Adds the products of a piece, whose weights are in half `half`, with all inputs to their
-    /// totals.
+    /// totals, and converts the next piece meanwhile.
     #[inline(always)]
-    fn quads<F: Form>(
+    fn quads<F: BlockFormat>(
         &self,
         scratch: &mut Scratch,
         piece: &Piece,
-        (inputs, block_len): (usize, usize),
-        (half, convert): (usize, &mut Convert<'_, F>),
+        inputs: &Inputs,
+        (half, converts): (usize, bool),
+        ahead: &LookAhead,
     ) {
-        let input_tiles = inputs.div_ceil(TILE_ROWS);
-        for first in (0..input_tiles).step_by(2) {
-            let at = piece.panel * input_tiles + first;
+        // Where one quad is all, its sums stay in their tiles from piece to piece.
+        let alone = inputs.tiles <= 2;
+        for first in (0..inputs.tiles).step_by(2) {
+            let at = piece.panel * inputs.tiles + first;
             let quad = Quad {
                 tiles: &self.tiles,
-                half,
-                first,
-                totals: [at, at + input_tiles],
-                begins: piece.blocks.start == 0,
-                two: input_tiles - first > 1,
+                totals: [at, at + inputs.tiles],
+                two: inputs.tiles - first > 1,
                 both: piece.rows.len() > TILE_ROWS,
             };
-            let depth = (piece.blocks.len() * block_len).div_ceil(TILE_COLS);
-            let few = depth * input_tiles.div_ceil(2) < 2 * PANEL_WORDS / RUN;
-            quad.begin(scratch);
-            for depth in 0..depth {
-                quad.step(scratch, depth, convert, few);
+            if piece.blocks.start == 0 {
+                quad.clear();
+            } else if !alone || piece.ends[0] {
+                quad.load(&scratch.totals);
             }
-            quad.end(scratch);
+            let beside = match (converts, first) {
+                (true, 0) if alone => Beside::BothPanels,
+                (true, 0) => Beside::Panel(0),
+                (true, 2) => Beside::Panel(1),
+                _ => Beside::Nothing,
+            };
+            let columns = inputs.first..inputs.first + piece.depth::<F>();
+            let places = [first, first + usize::from(quad.two)].map(|tile| tile * inputs.stride);
+            quad.steps::<F>(scratch, places, columns, (half, beside), ahead);
+            if !alone || piece.ends[1] {
+                quad.store(&mut scratch.totals);
+            }
         }
     }
 
-    /// Hands the totals over.
+    /// Hands the totals of a piece's rows over.
     #[target_feature(
         enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c"
     )]
-    fn store(&self, scratch: &Scratch, tokens: Range<usize>, rows: Range<usize>) {
-        let input_tiles = tokens.len().div_ceil(TILE_ROWS);
-        let panels = rows.clone().step_by(TILE_ROWS).zip(scratch.totals.chunks(input_tiles));
-        for (panel, totals) in panels {
-            let rows = panel..rows.end.min(panel + TILE_ROWS);
-            for (sums, token) in totals.as_flattened().iter().zip(tokens.clone()) {
-                // SAFETY: an array is as large as the vector.
-                let sums = unsafe { _mm512_loadu_ps(sums.as_ptr()) };
-                self.unit.store(self.s, sums, token, rows.clone());
+    fn store(&self, scratch: &Scratch, tokens: Range<usize>, piece: &Piece) {
+        let token_tiles = tokens.len().div_ceil(TILE_ROWS);
+        for (index, rows) in piece.panels().into_iter().enumerate().filter(|(_, r)| !r.is_empty()) {
+            let totals = &scratch.totals[(piece.panel + index) * token_tiles..][..token_tiles];
+            for (first, sums) in tokens.clone().step_by(TILE_ROWS).zip(totals) {
+                // SAFETY: a line is as large as the vector.
+                let lines =
+                    sums.each_ref().map(|sums| unsafe { _mm512_loadu_si512(sums.as_ptr().cast()) });
+                let lines = transpose(&lines);
+                for (token, sums) in (first..tokens.end).zip(lines) {
+                    self.unit.store(self.s, _mm512_castsi512_ps(sums), token, rows.clone());
+                }
             }
         }
     }
 }
 
-/// The conversion of the two panels that come next, a step at a time.
-struct Convert<'a, F> {
-    pending: &'a [Pending; 2],
-    /// Weights to request from memory meanwhile, those after them.
-    ahead: LookAhead,
-    /// Words converted so far, of both panels.
-    done: usize,
-    /// Words to convert.
-    words: usize,
-    form: PhantomData<F>,
-}
-
-impl<'a, F: Form> Convert<'a, F> {
-    /// The next [`RUN`] words, if any are left.
-    #[inline(always)]
-    fn next(&mut self) -> Option<Run<'a>> {
-        if self.done >= self.words {
-            return None;
-        }
-        let panel = self.done / PANEL_WORDS;
-        // Two tiles past the one that is being multiplied: loads wait for stores just before them
-        // whose addresses agree with theirs in the lowest twelve bits.
-        let first = (self.done + 2 * RUN) % PANEL_WORDS;
-        let pending: &'a Pending = &self.pending[panel];
-        self.done += RUN;
-        self.ahead.request();
-        Some(Run {
-            words: pending.panel.q[first..].first_chunk().expect("a panel is whole runs"),
-            by: [pending.converter::<F>(first), pending.converter::<F>(first + RUN / 2)],
-            panel,
-            first,
-        })
-    }
-
-    /// Converts what is left.
-    #[inline(always)]
-    fn finish(&mut self, tiles: &mut [WeightTiles; 2]) {
-        while let Some(run) = self.next() {
-            for word in 0..RUN {
-                run.convert(word, tiles);
-            }
-        }
-    }
-}
-
-/// Words of one sub-block, or two.
-struct Run<'a> {
-    words: &'a [__m512i; RUN],
-    /// For each half of them.
-    by: [Converter; 2],
-    panel: usize,
-    /// The first word's place in the panel.
+/// Where a piece's inputs lie among the tiles.
+struct Inputs {
+    /// The first tile of columns.
     first: usize,
+    /// Tiles from 16 inputs to the next 16.
+    stride: usize,
+    /// Tiles of inputs.
+    tiles: usize,
 }
 
-impl Run<'_> {
-    /// Converts one word of [`RUN`].
-    #[inline(always)]
-    fn convert(&self, word: usize, tiles: &mut [WeightTiles; 2]) {
-        let lines = tiles[self.panel].as_flattened_mut().as_chunks_mut::<2>().0;
-        // SAFETY: a machine with tiles of bfloats has the instructions.
-        lines[self.first + word] = unsafe { self.by[word / (RUN / 2)].convert(self.words[word]) };
+/// Converts two panels that were prepared.
+#[inline(always)]
+fn convert_all<F: BlockFormat>(pending: &[Pending; 2], tiles: &mut [WeightTiles; 2]) {
+    for (pending, tiles) in pending.iter().zip(tiles) {
+        for stripe in 0..2 * QUARTERS {
+            let stripe: Stripe<F> = pending.stripe((stripe % 2, stripe / 2), tiles);
+            for row in 0..STRIPE_ROWS {
+                // SAFETY: the panel was prepared, and the stripe was just made.
+                unsafe { stripe.convert(row) };
+            }
+        }
     }
 }
 
-/// One or two tiles of inputs by one or two panels.
+/// What is converted beside a quad.
+#[derive(Clone, Copy)]
+enum Beside {
+    Nothing,
+    /// The quad's steps are as many as the stripes of one panel.
+    Panel(usize),
+    BothPanels,
+}
+
+/// One or two panels by one or two tiles of inputs.
 struct Quad<'a> {
     tiles: &'a Tiles,
-    /// Where the weights are.
-    half: usize,
-    /// The first tile of inputs.
-    first: usize,
-    /// The first tile's totals with each panel.
+    /// The first tile of inputs' totals with each panel.
     totals: [usize; 2],
-    /// Whether sums start here.
-    begins: bool,
     /// Whether there are two tiles of inputs.
     two: bool,
     /// Whether there are two panels.
@@ -348,84 +374,99 @@ struct Quad<'a> {
 
 impl Quad<'_> {
     #[inline(always)]
-    fn begin(&self, scratch: &Scratch) {
+    fn clear(&self) {
+        self.tiles.clear::<0>();
+        self.tiles.clear::<1>();
+        self.tiles.clear::<2>();
+        self.tiles.clear::<3>();
+    }
+
+    #[inline(always)]
+    fn load(&self, totals: &[Sums; TOTALS]) {
         let (tiles, [first, second]) = (self.tiles, self.totals);
-        if self.begins {
-            tiles.clear::<0>();
-            tiles.clear::<1>();
-            tiles.clear::<2>();
-            tiles.clear::<3>();
-            return;
-        }
-        tiles.load_sums::<0>(&scratch.totals[first]);
+        tiles.load_sums::<0>(&totals[first]);
         if self.two {
-            tiles.load_sums::<1>(&scratch.totals[first + 1]);
+            tiles.load_sums::<1>(&totals[first + 1]);
         }
         if self.both {
-            tiles.load_sums::<2>(&scratch.totals[second]);
+            tiles.load_sums::<2>(&totals[second]);
         }
         if self.both && self.two {
-            tiles.load_sums::<3>(&scratch.totals[second + 1]);
+            tiles.load_sums::<3>(&totals[second + 1]);
         }
     }
 
-    /// Adds the products of 32 columns. After each tile instruction a word of the next panels is
-    /// converted, or two where there are `few` steps.
+    /// Adds the products of the tiles of inputs that begin at `places`, in their tiles `columns`,
+    /// with the weights in half `half`.
     #[inline(always)]
-    fn step<F: Form>(
+    fn steps<F: BlockFormat>(
         &self,
         scratch: &mut Scratch,
-        depth: usize,
-        convert: &mut Convert<'_, F>,
-        few: bool,
+        places: [usize; 2],
+        columns: Range<usize>,
+        (half, beside): (usize, Beside),
+        ahead: &LookAhead,
     ) {
         let [a, b] = &mut scratch.weights;
-        let (now, next) = if self.half == 0 { (a, b) } else { (b, a) };
-        let inputs = &scratch.inputs[self.first..];
-        let inputs = [&inputs[0][depth], &inputs[usize::from(self.two)][depth]];
-        let weights = [&now[0][depth], &now[1][depth]];
-        match (convert.next(), few) {
-            (None, _) => self.multiply(inputs, weights, |_| ()),
-            (Some(run), false) => self.multiply(inputs, weights, |word| run.convert(word, next)),
-            (Some(run), true) => {
-                let (first, second) = (run, convert.next().expect("runs are even in number"));
-                self.multiply(inputs, weights, |word| {
-                    first.convert(word, next);
-                    second.convert(word, next);
-                });
+        let (now, next) = if half == 0 { (a, b) } else { (b, a) };
+        let request = |slot: usize| {
+            if slot.is_multiple_of(2) {
+                ahead.request();
+            }
+        };
+        for (depth, column) in columns.enumerate() {
+            let weights = [&now[0][depth], &now[1][depth]];
+            let inputs = places.map(|place| &scratch.inputs[place + column]);
+            // A quarter past what is being multiplied: loads wait for stores just before them
+            // whose addresses agree in the lowest twelve bits.
+            let place = (depth % 2, (depth / 2 + 1) % QUARTERS);
+            let [first, second] = &mut *next;
+            let stripes: [Stripe<F>; 2] =
+                [scratch.pending[0].stripe(place, first), scratch.pending[1].stripe(place, second)];
+            match beside {
+                Beside::Nothing => self.step(weights, inputs, |_| ()),
+                Beside::Panel(panel) => self.step(weights, inputs, |slot| {
+                    request(slot);
+                    // SAFETY: panels were prepared before their stripes were made, just now; a
+                    // machine with tiles of bfloats has the instructions.
+                    unsafe { stripes[panel].convert(slot) };
+                }),
+                Beside::BothPanels => self.step(weights, inputs, |slot| {
+                    request(slot);
+                    // SAFETY: as above.
+                    unsafe {
+                        stripes[0].convert(slot);
+                        stripes[1].convert(slot);
+                    }
+                }),
             }
         }
     }
 
-    /// Multiplies up to two tiles of inputs with up to two of weights, and calls `between` with
-    /// `0..RUN` after each instruction.
+    /// Adds the products of 32 columns, and calls `between` with
+    /// `0..STRIPE_ROWS` meanwhile.
     #[inline(always)]
-    fn multiply(
-        &self,
-        inputs: [&[__m512i; TILE_ROWS]; 2],
-        weights: [&[__m512i; TILE_ROWS]; 2],
-        mut between: impl FnMut(usize),
-    ) {
+    fn step(&self, weights: [&Tile; 2], inputs: [&Tile; 2], mut between: impl FnMut(usize)) {
         let tiles = self.tiles;
-        tiles.load_lines::<4>(inputs[0]);
+        tiles.load_lines::<6>(inputs[0]);
         between(0);
-        tiles.load_lines::<6>(weights[0]);
+        tiles.load_lines::<4>(weights[0]);
         between(1);
         tiles.multiply::<0, 4, 6>();
         between(2);
-        if self.two {
-            tiles.load_lines::<5>(inputs[1]);
+        if self.both {
+            tiles.load_lines::<5>(weights[1]);
         }
         between(3);
-        if self.two {
-            tiles.multiply::<1, 5, 6>();
-        }
         if self.both {
-            tiles.load_lines::<7>(weights[1]);
+            tiles.multiply::<2, 5, 6>();
+        }
+        if self.two {
+            tiles.load_lines::<7>(inputs[1]);
         }
         between(4);
-        if self.both {
-            tiles.multiply::<2, 4, 7>();
+        if self.two {
+            tiles.multiply::<1, 4, 7>();
         }
         between(5);
         if self.both && self.two {
@@ -436,17 +477,17 @@ impl Quad<'_> {
     }
 
     #[inline(always)]
-    fn end(&self, scratch: &mut Scratch) {
+    fn store(&self, totals: &mut [Sums; TOTALS]) {
         let (tiles, [first, second]) = (self.tiles, self.totals);
-        tiles.store::<0>(&mut scratch.totals[first]);
+        tiles.store::<0>(&mut totals[first]);
         if self.two {
-            tiles.store::<1>(&mut scratch.totals[first + 1]);
+            tiles.store::<1>(&mut totals[first + 1]);
         }
         if self.both {
-            tiles.store::<2>(&mut scratch.totals[second]);
+            tiles.store::<2>(&mut totals[second]);
         }
         if self.both && self.two {
-            tiles.store::<3>(&mut scratch.totals[second + 1]);
+            tiles.store::<3>(&mut totals[second + 1]);
         }
     }
 }

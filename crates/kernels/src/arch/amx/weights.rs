@@ -1,112 +1,410 @@
-//! Panels of any quantised format as bfloats, laid out as tiles.
+//! Panels of any quantised format as bfloats, laid out as tiles, a row at a time.
 //!
-//! `weight = d * sc * q - e * m` becomes `fma(1 + q / 256, 256 * scale, -(256 * scale + shift))`,
-//! with `scale = d * sc` and `shift = e * m` of the sub-block: `q` goes into the fraction of a
-//! float by a shift and a mask, cheaper than a conversion. The 24 bits of that float leave the
-//! eight that a bfloat keeps untouched.
-//!
-//! Tile instructions and vectors run side by side, best when they take turns: a panel is therefore
-//! converted a word at a time, between the tile products of the panels before it.
+//! A nibble has only sixteen values: `scale * level - shift` of each is rounded to bfloats once for
+//! its sub-block, and a permutation of words looks 32 columns up at once. Bytes are widened and
+//! multiplied. Formats whose codes lie in a way of their own are unpacked as for all instruction
+//! sets, lane `i` for row `i`, and transposed.
 
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
 
 use super::{TILE_COLS, TILE_ROWS};
 use crate::arch::avx512::Avx512;
-use crate::formats::{Form, NIBBLE, PANEL_COLS, PER_ROW, Panel};
+use crate::formats::{
+    BlockFormat, Codes, Form, NIBBLE, PANEL_BYTES_MAX, PANEL_COLS, PER_ROW, Panel,
+};
 
-/// Tiles of a panel, one after the other along the columns: lane `i` of line `l` of tile `t` holds
-/// columns `32 t + 2 l` and `32 t + 2 l + 1` of row `i`.
-pub(super) type WeightTiles = [[__m512i; TILE_ROWS]; PANEL_COLS / TILE_COLS];
+/// A tile as it lies in memory: 16 rows of 64 bytes.
+pub(super) type Tile = [__m512i; TILE_ROWS];
+/// Tiles of a panel, one after the other along the columns: line `i` of tile `t` holds columns
+/// `32 t..32 t + 32` of row `i`.
+pub(super) type WeightTiles = [Tile; DEPTH];
 
+/// Tiles that the columns of a panel make.
+pub(super) const DEPTH: usize = PANEL_COLS / TILE_COLS;
+/// Quarters of a panel's columns: what is converted of a row at a time, and fills two lines.
+pub(super) const QUARTERS: usize = DEPTH / 2;
 /// Sub-blocks in a panel, at most.
 const SUBS: usize = 16;
 
-/// A panel that waits to be converted.
+/// A panel that waits to be converted: its scales, and codes that cannot be read from the file.
+#[repr(C, align(64))]
 pub(super) struct Pending {
     pub(super) panel: Panel<Avx512>,
-    /// `256 * scale` of each sub-block.
-    scales: [__m512; SUBS],
-    /// `256 * scale + shift` of each sub-block.
-    shifts: [__m512; SUBS],
+    /// What codes are multiplied with, `[sub-block, row]`; then what is subtracted, unless
+    /// [`centre`] says that codes have it in them.
+    scales: [[[f32; TILE_ROWS]; SUBS]; 2],
+    /// Rows of codes of formats that are [`Codes::Various`]; blocks of the file where it has fewer
+    /// rows or columns than a panel.
+    copy: [[u8; COPY_BYTES]; TILE_ROWS],
+    /// Where the first row's blocks or codes begin, and the bytes from one row to the next.
+    rows: (*const u8, usize),
+}
+
+/// Bytes from one copied row to the next.
+const COPY_BYTES: usize = PANEL_BYTES_MAX.next_multiple_of(64);
+
+/// Half a quarter of a panel: eight rows by 64 columns.
+#[derive(Clone, Copy)]
+pub(super) struct Stripe<F> {
+    /// Codes of the first row's columns.
+    codes: *const u8,
+    /// Bytes from one row to the next.
+    stride: usize,
+    /// The first row's first scale.
+    scales: *const f32,
+    /// The first row's line in the first of two tiles.
+    lines: *mut __m512i,
+    format: PhantomData<F>,
+}
+
+/// Rows of a stripe.
+pub(super) const STRIPE_ROWS: usize = TILE_ROWS / 2;
+
+/// What `q` is for a weight of zero, where that is the same for all blocks of the format.
+const fn centre<F: Form>() -> Option<i32> {
+    if F::SYMMETRIC && F::OFFSET != PER_ROW { Some(F::OFFSET) } else { None }
+}
+
+/// What stands for each nibble of a format, before it is multiplied.
+const fn nibble_values<F: BlockFormat>() -> [f32; 16] {
+    let (mut values, mut i) = ([0.0; 16], 0);
+    while let Codes::Nibbles { levels, .. } = F::CODES
+        && i < 16
+    {
+        let zero = match centre::<F::Form>() {
+            Some(centre) => centre,
+            None => 0,
+        };
+        values[i] = (levels[i] as i32 - zero) as f32;
+        i += 1;
+    }
+    values
+}
+
+/// For each of 32 columns in 16 bytes of nibbles, in runs of `run`: the byte (in the lower half of
+/// a word; the upper half becomes zero), and by how much it is shifted right.
+const fn spread(run: usize) -> ([u8; 64], [u16; 32]) {
+    let (mut bytes, mut shifts, mut col) = ([0x80; 64], [0; 32], 0);
+    while col < 32 {
+        bytes[2 * col] = (col / (2 * run) * run + col % run) as u8;
+        shifts[col] = (col / run % 2 * 4) as u16;
+        col += 1;
+    }
+    (bytes, shifts)
+}
+
+/// Constants of a format.
+struct Of<F>(PhantomData<F>);
+
+impl<F: BlockFormat> Of<F> {
+    const NIBBLES: [f32; 16] = nibble_values::<F>();
+    const SPREAD: ([u8; 64], [u16; 32]) = match F::CODES {
+        Codes::Nibbles { run: run @ ..=16, .. } => spread(run),
+        _ => spread(16),
+    };
+    /// Bytes before the first code.
+    const FIRST: usize = match F::CODES {
+        Codes::Nibbles { first, .. } | Codes::Bytes { first } => first,
+        Codes::Various => 0,
+    };
+    /// Bytes that hold the codes of 32 columns.
+    const HALF: usize = if matches!(F::CODES, Codes::Nibbles { .. }) { 16 } else { 32 };
+    /// Bytes from 32 columns to the next, and from a quarter of a panel to the next.
+    const STEPS: [usize; 2] = match (F::CODES, F::BLOCK_LEN) {
+        (Codes::Various, _) => [Self::HALF, 2 * Self::HALF],
+        (_, 32) => [F::BLOCK_BYTES, 2 * F::BLOCK_BYTES],
+        (_, 64) => [Self::HALF, F::BLOCK_BYTES],
+        _ => [Self::HALF, 2 * Self::HALF],
+    };
+    /// Scales from one column of a quarter on, in numbers.
+    const fn scale_at(col: usize) -> usize {
+        col / F::Form::SUB_LEN * TILE_ROWS
+    }
 }
 
 impl Pending {
-    pub(super) fn new(s: Avx512) -> Self {
-        // SAFETY: zeros are numbers, and a value of the instruction set's type exists.
-        let zero = unsafe { _mm512_setzero_ps() };
-        Self { panel: Panel::new(s), scales: [zero; SUBS], shifts: [zero; SUBS] }
-    }
-
-    /// Makes scales and shifts of what was unpacked.
+    /// Makes scales and shifts of what was unpacked, and finds or makes rows of codes.
+    /// `first` begins the first of `rows` rows of `row_bytes` bytes, `stride` apart.
     #[target_feature(
         enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c"
     )]
     #[inline]
-    pub(super) fn prepare<F: Form>(&mut self) {
-        for sub in 0..PANEL_COLS / F::SUB_LEN {
-            let (scale, shift) = scale_and_shift::<F>(&self.panel, sub);
-            let scale = _mm512_mul_ps(scale, _mm512_set1_ps(256.0));
-            (self.scales[sub], self.shifts[sub]) = (scale, _mm512_add_ps(scale, shift));
+    pub(super) fn prepare<F: BlockFormat>(
+        &mut self,
+        bytes: &[u8],
+        stride: usize,
+        (rows, row_bytes): (usize, usize),
+    ) {
+        for sub in 0..PANEL_COLS / F::Form::SUB_LEN {
+            let scales = scale_and_shift::<F::Form>(&self.panel, sub);
+            for (kind, scales) in self.scales.iter_mut().zip(scales) {
+                // SAFETY: an array is as large as the vector.
+                unsafe { _mm512_storeu_ps(kind[sub].as_mut_ptr(), scales) };
+            }
+        }
+        if matches!(F::CODES, Codes::Various) {
+            for (quarter, words) in self.panel.q.as_chunks::<TILE_ROWS>().0.iter().enumerate() {
+                for (row, line) in self.copy.iter_mut().zip(transpose(words)) {
+                    let codes = &mut row[64 * quarter..][..64];
+                    // SAFETY: the codes are as large as the vector.
+                    unsafe { _mm512_storeu_si512(codes.as_mut_ptr().cast(), line) };
+                }
+            }
+        }
+        let whole = PANEL_COLS / F::BLOCK_LEN * F::BLOCK_BYTES;
+        self.rows = if matches!(F::CODES, Codes::Various) {
+            (self.copy.as_ptr().cast(), COPY_BYTES)
+        } else if rows == TILE_ROWS && row_bytes == whole {
+            assert!((TILE_ROWS - 1) * stride + whole <= bytes.len(), "a panel past its matrix");
+            (bytes.as_ptr(), stride)
+        } else {
+            for (row, copy) in self.copy.iter_mut().take(rows).enumerate() {
+                copy[..row_bytes].copy_from_slice(&bytes[row * stride..][..row_bytes]);
+            }
+            (self.copy.as_ptr().cast(), COPY_BYTES)
+        };
+    }
+
+    /// A panel without rows, of which any numbers are made.
+    pub(super) fn prepare_nothing(&mut self) {
+        self.rows = (self.copy.as_ptr().cast(), COPY_BYTES);
+    }
+
+    /// Rows `8 half..` of a quarter of the columns, on their way to `tiles`.
+    #[inline(always)]
+    pub(super) fn stripe<F: BlockFormat>(
+        &self,
+        (half, quarter): (usize, usize),
+        tiles: &mut WeightTiles,
+    ) -> Stripe<F> {
+        let row = half * STRIPE_ROWS;
+        let (first, stride) = self.rows;
+        let codes = row * stride + Of::<F>::FIRST + quarter * Of::<F>::STEPS[1];
+        Stripe {
+            codes: first.wrapping_add(codes),
+            stride,
+            scales: &raw const self.scales[0][quarter * 64 / F::Form::SUB_LEN][row],
+            lines: &raw mut tiles[2 * quarter][row],
+            format: PhantomData,
+        }
+    }
+}
+
+impl<F: BlockFormat> Stripe<F> {
+    /// Converts row `row`, below [`STRIPE_ROWS`].
+    ///
+    /// # Safety
+    /// The panel was prepared, and it, its bytes and the tiles are still there.
+    #[target_feature(
+        enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c"
+    )]
+    #[inline]
+    pub(super) unsafe fn convert(&self, row: usize) {
+        // SAFETY: the caller promises what `stripe` pointed to; its constants keep within a panel,
+        // and a row's line in a tile is followed by the same row's line in the next tile.
+        unsafe {
+            let codes = self.codes.add(row * self.stride);
+            let lines = if matches!(F::CODES, Codes::Nibbles { run: 32, .. }) {
+                self.both_halves(codes, row)
+            } else {
+                let next = codes.add(Of::<F>::STEPS[0]);
+                [self.half(codes, row, 0), self.half(next, row, 32)]
+            };
+            self.lines.add(row).write(lines[0]);
+            self.lines.add(TILE_ROWS + row).write(lines[1]);
         }
     }
 
-    /// What turns words of the sub-block that word `first` lies in into bfloats.
-    #[inline(always)]
-    pub(super) fn converter<F: Form>(&self, first: usize) -> Converter {
-        let sub = first / (F::SUB_LEN / 4);
-        Converter { scale: self.scales[sub], shift: self.shifts[sub] }
-    }
-}
-
-/// How words of one sub-block become bfloats.
-#[derive(Clone, Copy)]
-pub(super) struct Converter {
-    scale: __m512,
-    shift: __m512,
-}
-
-impl Converter {
-    /// Converts a word: four columns of every row, which are two lines of a tile.
+    /// 32 columns, from column `col` of the quarter on.
+    ///
+    /// # Safety
+    /// As [`Stripe::convert`].
     #[target_feature(
         enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c"
     )]
     #[inline]
-    pub(super) fn convert(self, q: __m512i) -> [__m512i; 2] {
-        let bytes = [
-            _mm512_slli_epi32::<15>(q),
-            _mm512_slli_epi32::<7>(q),
-            _mm512_srli_epi32::<1>(q),
-            _mm512_srli_epi32::<9>(q),
-        ];
-        let [a, b, c, d] = bytes.map(|shifted| {
-            // (shifted & fraction) | one
-            let one = _mm512_set1_epi32(0x3f80_0000);
-            let fraction = _mm512_set1_epi32(0x007f_8000);
-            let float = _mm512_ternarylogic_epi32::<0xf8>(one, shifted, fraction);
-            _mm512_fmsub_ps(_mm512_castsi512_ps(float), self.scale, self.shift)
-        });
-        [pair(a, b), pair(c, d)]
+    unsafe fn half(&self, codes: *const u8, row: usize, col: usize) -> __m512i {
+        // SAFETY: the caller promises the same.
+        unsafe {
+            match F::CODES {
+                Codes::Nibbles { .. } => self.nibbles(codes, row, col),
+                _ => self.bytes(codes, row, col),
+            }
+        }
+    }
+
+    /// The 16 values that nibbles of the sub-block of column `col` stand for.
+    ///
+    /// # Safety
+    /// As [`Stripe::convert`].
+    #[target_feature(
+        enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c"
+    )]
+    #[inline]
+    unsafe fn levels(&self, row: usize, col: usize) -> __m512 {
+        // SAFETY: an array is as large as the vector; the caller promises the rest.
+        unsafe { self.scaled(_mm512_loadu_ps(Of::<F>::NIBBLES.as_ptr()), row, col) }
+    }
+
+    /// Codes of the sub-block of column `col`, times their scale.
+    ///
+    /// # Safety
+    /// As [`Stripe::convert`].
+    #[target_feature(
+        enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c"
+    )]
+    #[inline]
+    unsafe fn scaled(&self, codes: __m512, row: usize, col: usize) -> __m512 {
+        // SAFETY: scales of all sub-blocks and rows follow one another, then all shifts.
+        let (scale, shift) = unsafe {
+            let scale = self.scales.add(Of::<F>::scale_at(col) + row);
+            (*scale, scale.add(SUBS * TILE_ROWS))
+        };
+        let scale = _mm512_set1_ps(scale);
+        if centre::<F::Form>().is_some() && !matches!(F::CODES, Codes::Various) {
+            return _mm512_mul_ps(codes, scale);
+        }
+        // SAFETY: as above.
+        _mm512_fmsub_ps(codes, scale, _mm512_set1_ps(unsafe { *shift }))
+    }
+
+    /// Nibbles of two sub-blocks in 32 bytes, one in the lower halves and one in the upper.
+    ///
+    /// # Safety
+    /// As [`Stripe::convert`].
+    #[target_feature(
+        enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c"
+    )]
+    #[inline]
+    unsafe fn both_halves(&self, codes: *const u8, row: usize) -> [__m512i; 2] {
+        // SAFETY: the caller promises the bytes and the scales.
+        let (bytes, even, odd) = unsafe {
+            (_mm256_loadu_si256(codes.cast()), self.levels(row, 0), self.levels(row, 32))
+        };
+        let words = _mm512_cvtepu8_epi16(bytes);
+        // The permutation reads five bits: the table's upper half is for the lower nibbles, whose
+        // fifth bit has to be set anyway.
+        let table = rounded(odd, even);
+        let (nibble, upper) = (_mm512_set1_epi16(15), _mm512_set1_epi16(16));
+        // upper | (words & nibble)
+        let low = _mm512_ternarylogic_epi32::<0xf8>(upper, words, nibble);
+        let high = _mm512_srli_epi16::<4>(words);
+        [_mm512_permutexvar_epi16(low, table), _mm512_permutexvar_epi16(high, table)]
+    }
+
+    /// 32 columns of nibbles in 16 bytes.
+    ///
+    /// # Safety
+    /// As [`Stripe::convert`].
+    #[target_feature(
+        enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c"
+    )]
+    #[inline]
+    unsafe fn nibbles(&self, codes: *const u8, row: usize, col: usize) -> __m512i {
+        let (place, shift) = &Of::<F>::SPREAD;
+        // SAFETY: the arrays are as large as the vectors, and the caller promises the bytes.
+        let (bytes, place, shift) = unsafe {
+            (
+                _mm512_broadcast_i32x4(_mm_loadu_si128(codes.cast())),
+                _mm512_loadu_si512(place.as_ptr().cast()),
+                _mm512_loadu_si512(shift.as_ptr().cast()),
+            )
+        };
+        let words = _mm512_srlv_epi16(_mm512_shuffle_epi8(bytes, place), shift);
+        if F::Form::SUB_LEN == 16 {
+            // SAFETY: the caller promises the scales.
+            let (first, second) = unsafe { (self.levels(row, col), self.levels(row, col + 16)) };
+            let upper = _mm512_inserti64x4::<1>(_mm512_setzero_si512(), _mm256_set1_epi16(16));
+            let index = _mm512_ternarylogic_epi32::<0xf8>(upper, words, _mm512_set1_epi16(15));
+            return _mm512_permutexvar_epi16(index, rounded(first, second));
+        }
+        // SAFETY: as above.
+        let levels = unsafe { self.levels(row, col) };
+        // Both halves of the table are the same, so the fifth bit is free.
+        _mm512_permutexvar_epi16(words, rounded(levels, levels))
+    }
+
+    /// 32 columns of bytes.
+    ///
+    /// # Safety
+    /// As [`Stripe::convert`].
+    #[target_feature(
+        enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c"
+    )]
+    #[inline]
+    unsafe fn bytes(&self, codes: *const u8, row: usize, col: usize) -> __m512i {
+        // SAFETY: the caller promises bytes and scales.
+        let (low, high) =
+            unsafe { (self.widened(codes, row, col), self.widened(codes.add(16), row, col + 16)) };
+        rounded(low, high)
+    }
+
+    /// 16 columns of bytes.
+    ///
+    /// # Safety
+    /// As [`Stripe::convert`].
+    #[target_feature(
+        enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c"
+    )]
+    #[inline]
+    unsafe fn widened(&self, codes: *const u8, row: usize, col: usize) -> __m512 {
+        // SAFETY: the caller promises the bytes.
+        let bytes = unsafe { _mm_loadu_si128(codes.cast()) };
+        let codes = match F::CODES {
+            Codes::Bytes { .. } => _mm512_cvtepi8_epi32(bytes),
+            _ => _mm512_cvtepu8_epi32(bytes),
+        };
+        // SAFETY: the caller promises the scales.
+        unsafe { self.scaled(_mm512_cvtepi32_ps(codes), row, col) }
     }
 }
 
-/// Two columns of every row, rounded: the first in the lower half of each lane.
+/// 16 columns and the next 16, rounded.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")]
 #[inline]
-fn pair(low: __m512, high: __m512) -> __m512i {
+fn rounded(low: __m512, high: __m512) -> __m512i {
     // SAFETY: both types are 512 bits of anything.
-    let halves: __m512i = unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(high, low)) };
-    // Sixteen low ones are followed by sixteen high ones; now they take turns.
-    let turns = _mm512_set_epi16(
-        31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4,
-        19, 3, 18, 2, 17, 1, 16, 0,
-    );
-    _mm512_permutexvar_epi16(turns, halves)
+    unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(high, low)) }
 }
 
+/// Word `i` of line `j` becomes word `j` of line `i`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")]
+#[inline]
+pub(super) fn transpose(lines: &Tile) -> Tile {
+    let mut pairs = *lines;
+    for i in 0..8 {
+        let (a, b) = (lines[2 * i], lines[2 * i + 1]);
+        (pairs[2 * i], pairs[2 * i + 1]) =
+            (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    }
+    // Line 4i + k: word k of lines 4i..4i + 4, in each quarter that quarter's.
+    let mut fours = pairs;
+    for i in 0..4 {
+        let p = |k: usize| pairs[4 * i + k];
+        fours[4 * i] = _mm512_unpacklo_epi64(p(0), p(2));
+        fours[4 * i + 1] = _mm512_unpackhi_epi64(p(0), p(2));
+        fours[4 * i + 2] = _mm512_unpacklo_epi64(p(1), p(3));
+        fours[4 * i + 3] = _mm512_unpackhi_epi64(p(1), p(3));
+    }
+    let mut out = fours;
+    for k in 0..4 {
+        let [a, b, c, d] = [0, 1, 2, 3].map(|i| fours[4 * i + k]);
+        let (ab_even, ab_odd) =
+            (_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0xdd>(a, b));
+        let (cd_even, cd_odd) =
+            (_mm512_shuffle_i32x4::<0x88>(c, d), _mm512_shuffle_i32x4::<0xdd>(c, d));
+        out[k] = _mm512_shuffle_i32x4::<0x88>(ab_even, cd_even);
+        out[4 + k] = _mm512_shuffle_i32x4::<0x88>(ab_odd, cd_odd);
+        out[8 + k] = _mm512_shuffle_i32x4::<0xdd>(ab_even, cd_even);
+        out[12 + k] = _mm512_shuffle_i32x4::<0xdd>(ab_odd, cd_odd);
+    }
+    out
+}
 /// `d * sc` and `e * m` of sub-block `sub`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")]
 #[inline]
-fn scale_and_shift<F: Form>(panel: &Panel<Avx512>, sub: usize) -> (__m512, __m512) {
+fn scale_and_shift<F: Form>(panel: &Panel<Avx512>, sub: usize) -> [__m512; 2] {
     let low =
         |word: __m512i| _mm512_cvtepi32_ps(_mm512_srai_epi32::<16>(_mm512_slli_epi32::<16>(word)));
     let offset = _mm512_set1_ps(F::OFFSET as f32);
@@ -118,13 +416,13 @@ fn scale_and_shift<F: Form>(panel: &Panel<Avx512>, sub: usize) -> (__m512, __m51
             _ if F::SYMMETRIC => _mm512_mul_ps(d, offset),
             _ => _mm512_mul_ps(panel.e[sub % 8], offset),
         };
-        return (d, shift);
+        return [d, shift];
     }
     let sc = panel.sc[sub];
     let sc = if F::Q_MAX == NIBBLE { low(sc) } else { _mm512_cvtepi32_ps(sc) };
     let scale = _mm512_mul_ps(panel.d[0], sc);
     if F::SYMMETRIC {
-        return (scale, _mm512_mul_ps(scale, offset));
+        return [scale, _mm512_mul_ps(scale, offset)];
     }
     let two = panel.m[sub / 2];
     let m = if sub.is_multiple_of(2) {
@@ -132,5 +430,28 @@ fn scale_and_shift<F: Form>(panel: &Panel<Avx512>, sub: usize) -> (__m512, __m51
     } else {
         _mm512_cvtepi32_ps(_mm512_srai_epi32::<16>(two))
     };
-    (scale, _mm512_mul_ps(panel.e[0], m))
+    [scale, _mm512_mul_ps(panel.e[0], m)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn transposing_moves_word_i_of_line_j_to_word_j_of_line_i() {
+        if !is_x86_feature_detected!("avx512bf16") {
+            return;
+        }
+        let words: [[u32; 16]; 16] =
+            std::array::from_fn(|line| std::array::from_fn(|word| (16 * line + word) as u32));
+        // SAFETY: both types are a kilobyte of anything, and the processor has the instructions.
+        let turned: [[u32; 16]; 16] = unsafe {
+            std::mem::transmute(transpose(&std::mem::transmute::<[[u32; 16]; 16], Tile>(words)))
+        };
+        for (line, words) in turned.iter().enumerate() {
+            for (word, value) in words.iter().enumerate() {
+                assert_eq!(*value as usize, 16 * word + line);
+            }
+        }
+    }
 }
