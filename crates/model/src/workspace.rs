@@ -76,12 +76,7 @@ impl Workspace {
             acts: Activations::with_capacity(tokens_max, widths.input, precision, kinds),
             slots: Vec::with_capacity(tokens_max),
             ropes: model.ropes.0.iter().map(|rope| RopeTable::new(rope, tokens_max)).collect(),
-            attention: AttentionScratch::new(
-                pool.threads(),
-                widths.key,
-                widths.value,
-                precision,
-            ),
+            attention: AttentionScratch::new(pool.threads(), widths.key, widths.value, precision),
             mixers: MixerScratch {
                 gqa: GqaScratch::new(spec, tokens_max),
                 mla: MlaScratch::new(spec, tokens_max, precision, kinds),

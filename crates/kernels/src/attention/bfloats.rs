@@ -62,15 +62,15 @@ pub(crate) struct TileScratch {
     pub(crate) keys: Vec<Bfloats>,
     /// A block's values, `[128 / 32, value dim / 16]` tiles; a row is two keys, 16 dimensions.
     pub(crate) values: Vec<Bfloats>,
-    /// Scores of one pair while others are computed.
-    pub(crate) scores: [Scores; 2],
-    /// Weights of one pair while others are computed.
-    pub(crate) weights: [Weights; 2],
+    /// `[2]`: those of one pair of tiles of queries, and of the next.
+    pub(crate) scores: Vec<Scores>,
+    /// `[2]`, likewise.
+    pub(crate) weights: Vec<Weights>,
     /// Running results, `[R / 16, value dim / 16]` tiles of 16 queries.
     pub(crate) o: Vec<Sums>,
     /// Of each query, `[R]`.
     pub(crate) states: Vec<State>,
-    /// 32 keys or 16 values of the cache, widened.
+    /// 32 keys of the cache, `[2, key dim padded, 16]`, or 16 values, `[16, value dim]`, widened.
     pub(crate) numbers: Vec<f32>,
     /// 0 for each key of the block, NaN where its value is no finite number.
     pub(crate) broken: [f32; KEYS],
@@ -100,8 +100,8 @@ impl TileScratch {
             q: bfloats(rows / ROWS * keys),
             keys: bfloats(KEYS / ROWS * keys),
             values: bfloats(KEYS / DEPTH * values),
-            scores: [[[sums; KEYS / ROWS]; 2]; 2],
-            weights: [[[Bfloats([[0; DEPTH]; ROWS]); KEYS / DEPTH]; 2]; 2],
+            scores: vec![[[sums; KEYS / ROWS]; 2]; 2],
+            weights: vec![[[Bfloats([[0; DEPTH]; ROWS]); KEYS / DEPTH]; 2]; 2],
             o: vec![sums; rows / ROWS * values],
             states: vec![state; rows],
             numbers: vec![0.0; Self::numbers(key_dim, value_dim)],
@@ -118,6 +118,7 @@ impl TileScratch {
         rows * of_rows
             + of_block
             + Self::numbers(key_dim, value_dim) * size_of::<f32>()
+            + 2 * (size_of::<Scores>() + size_of::<Weights>())
             + size_of::<Self>()
     }
 
@@ -135,9 +136,9 @@ impl TileScratch {
         pad(key_dim) * size_of::<u16>() + pad(value_dim) * size_of::<f32>()
     }
 
-    /// Keys of two blocks of the cache, or values of one with room behind the last.
+    /// Numbers that are widened at once: keys of two blocks of the cache, or values of one.
     fn numbers(key_dim: usize, value_dim: usize) -> usize {
-        BLOCK_TOKENS * (2 * pad(key_dim)).max(pad(value_dim) + ROWS)
+        BLOCK_TOKENS * (2 * pad(key_dim)).max(value_dim)
     }
 }
 

@@ -17,6 +17,9 @@
 //!
 //! Queries that read the same keys (several tokens, and the heads of a group) form a tile: the tile
 //! widens each block once and keeps the multipliers busy.
+//!
+//! Prompts of [`Precision::Mixed`] are another arithmetic where a machine has tiles of bfloats:
+//! `bfloats` describes it.
 
 pub(crate) mod bfloats;
 mod cache;
@@ -39,10 +42,11 @@ use tile::{Tile, WorkerScratch};
 
 /// Queries in a full tile. More would amortise widening better but fall out of the first cache.
 const TILE_ROWS: usize = 32;
-/// Tokens of a span from which on its queries go to tiles of bfloats.
+/// Tokens of a span from which on its queries go to tiles of bfloats: a few get the bits of one.
 const TILE_TOKENS_MIN: usize = 8;
-/// Queries of a span and key head from which on they go to tiles of bfloats.
-const TILE_ROWS_MIN: usize = 32;
+/// Queries of a span and key head from which on they go to tiles of bfloats. Tiles are faster from
+/// 8 to 12 on.
+const TILE_ROWS_MIN: usize = 16;
 
 /// Which keys a query at position p sees, beside "none after p".
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -306,7 +310,8 @@ pub(crate) fn attention_on(
                     arch::attend(isa, TileTask { args, span, kv_head, rows, scratch, out: &out });
                 }
                 _ => {
-                    lanes::run(isa, Tile { args, span, kv_head, rows, scratch: vectors, out: &out })
+                    let tile = Tile { args, span, kv_head, rows, scratch: vectors, out: &out };
+                    lanes::run(isa, tile);
                 }
             }
         }
@@ -344,8 +349,8 @@ impl<'a> Plan<'a> {
         plan
     }
 
-    /// Whether a span has enough queries for tiles, and more than one token: what decodes alone
-    /// gets the same bits as what decodes in company.
+    /// Whether a span has enough tokens and queries for tiles. However many sequences decode
+    /// together, each has a span of its own.
     fn by_tiles(&self, span: &Span) -> bool {
         let (tokens, rows) = (span.tokens.len(), span.tokens.len() * self.args.group());
         self.tile_rows.is_some() && tokens >= TILE_TOKENS_MIN && rows >= TILE_ROWS_MIN

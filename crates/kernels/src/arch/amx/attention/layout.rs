@@ -27,8 +27,9 @@ impl Attend<'_> {
             let scratch = &mut *self.task.scratch;
             let state = &mut scratch.states[row];
             state.window = args.mask.first_visible(position)..position + 1;
-            // A sink is a key of weight 2^0 relative to itself whose value is zero.
-            state.m = sink.map_or(f32::MIN, |sink| sink * LOG2_E);
+            // A sink is a key of weight 2^0 relative to itself whose value is zero. Differences
+            // from a finite maximum are numbers, also where nothing is seen.
+            state.m = sink.map_or(f32::MIN, |sink| (sink * LOG2_E).clamp(f32::MIN, f32::MAX));
             state.l = [0.0; ROWS];
             state.l[0] = if sink.is_some() { 1.0 } else { 0.0 };
             let start = token * args.q_strides.token + head * args.q_strides.head;

@@ -87,16 +87,8 @@ impl Attend<'_> {
         let (scored, added) = (seen(pair), seen(last));
         let (key_tiles, value_tiles) = (self.key_tiles, self.value_tiles);
         let scratch = &mut *self.task.scratch;
-        let (even, odd) = scratch.scores.split_at_mut(1);
-        let (even_weights, odd_weights) = scratch.weights.split_at_mut(1);
-        let is_even = pair.is_multiple_of(2);
-        let (to_fill, filled) =
-            if is_even { (&mut even[0], &odd[0]) } else { (&mut odd[0], &even[0]) };
-        let (weights, to_weigh) = if is_even {
-            (&even_weights[0], &mut odd_weights[0])
-        } else {
-            (&odd_weights[0], &mut even_weights[0])
-        };
+        let (to_fill, filled) = turns(&mut scratch.scores, pair);
+        let (weights, to_weigh) = turns(&mut scratch.weights, pair);
         // Results of the pair at `last`, and of the one at `middle`.
         let per_pair = 2 * value_tiles;
         let weighs = pairs.contains(&middle);
@@ -128,6 +120,12 @@ impl Attend<'_> {
         }
         weigh.finish();
     }
+}
+
+/// Two buffers, first the one that is `pair`'s.
+fn turns<T>(buffers: &mut [T], pair: usize) -> (&mut T, &mut T) {
+    let [even, odd] = buffers else { unreachable!("there are two") };
+    if pair.is_multiple_of(2) { (even, odd) } else { (odd, even) }
 }
 
 /// Scores of two tiles of queries `q`, `[2, key tiles]`, with the chunks of 32 keys. Calls

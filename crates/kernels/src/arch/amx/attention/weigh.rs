@@ -159,8 +159,9 @@ pub(super) fn store(numbers: &mut [f32; ROWS], x: __m512) {
 #[target_feature(enable = "avx512f,avx512bf16")]
 #[inline]
 fn add_pairs(sums: __m512, numbers: __m512i) -> __m512 {
-    // SAFETY: all types are 512 bits of anything.
-    let [numbers, ones] = unsafe { std::mem::transmute([numbers, _mm512_set1_epi16(0x3f80)]) };
+    let both = [numbers, _mm512_set1_epi16(0x3f80)];
+    // SAFETY: both types are 512 bits of anything.
+    let [numbers, ones] = unsafe { std::mem::transmute::<[__m512i; 2], [__m512bh; 2]>(both) };
     _mm512_dpbf16_ps(sums, numbers, ones)
 }
 
