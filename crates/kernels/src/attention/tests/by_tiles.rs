@@ -144,6 +144,25 @@ fn tiles_are_as_close_as_bfloats_are() {
 }
 
 #[test]
+fn sinks_without_weight_count_nothing() {
+    if !has_tiles() {
+        return;
+    }
+    let pool = Pool::new(1, Pinning::None);
+    let case = Case {
+        precision: Precision::Mixed,
+        sinks: true,
+        mask: Mask::Sliding(20),
+        lengths: vec![300],
+        ..Case::default()
+    };
+    let mut data = case.data();
+    data.sinks.fill(f32::NEG_INFINITY);
+    let out = data.whole(Isa::Amx, &pool);
+    check(&data, &data.spans, &out);
+}
+
+#[test]
 fn queries_get_the_same_bits_whoever_shares_their_tiles() {
     if !has_tiles() {
         return;
