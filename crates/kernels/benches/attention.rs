@@ -5,6 +5,7 @@
 
 use std::time::Instant;
 
+use moeba_kernels::activations::Precision;
 use moeba_kernels::attention::{
     AttentionArgs, AttentionScratch, BLOCK_TOKENS, KvDType, KvLayout, KvRole, KvTensor, Mask, Span,
     Strides, Values, attention, kv_store,
@@ -64,12 +65,13 @@ fn main() {
         let pool = Pool::new(threads, Pinning::Cores);
         for shape in &SHAPES {
             for dtype in [KvDType::F16, KvDType::Q8] {
-                for isa in [Isa::Avx2, Isa::Avx512] {
+                for isa in [Isa::Avx2, Isa::Avx512, Isa::Amx] {
                     if isa::force(isa)
                         && only.as_deref().is_none_or(|only| shape.name.contains(only))
                     {
                         print!("{threads} threads, {:20} {:4} {isa:7}", shape.name, dtype.name());
                         measure(&pool, shape, dtype, 512, 512);
+                        measure(&pool, shape, dtype, 2048, 2048);
                         measure(&pool, shape, dtype, 1, 512);
                         measure(&pool, shape, dtype, 1, 8192);
                         println!();
@@ -129,7 +131,8 @@ fn measure(pool: &Pool, shape: &Shape, dtype: KvDType, tokens: usize, length: us
         sinks: None,
         out_strides: Strides::token_major(shape.num_heads, shape.value_dim),
     };
-    let scratch = AttentionScratch::new(pool.threads(), shape.key_dim, shape.value_dim);
+    let scratch =
+        AttentionScratch::new(pool.threads(), shape.key_dim, shape.value_dim, Precision::Mixed);
     let seconds = run_times(pool, || attention(pool, &args, &scratch, &mut out));
     let (best, median) = (seconds[0], seconds[seconds.len() / 2]);
     let pairs: usize = positions.iter().map(|&p| p as usize + 1).sum();

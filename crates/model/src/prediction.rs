@@ -71,6 +71,9 @@ const SECONDS_PER_LAYER: Span = span(450e-6, 50e-6);
 /// Of the 8-bit peak of vectors, by the same products where tiles of bfloats make them.
 const BY_TILES: Span = span(0.26, 1.1);
 
+/// Of the single-precision peak of vectors, by attention of prompts where tiles compute it.
+const ATTENTION_BY_TILES: Span = span(0.5, 3.0);
+
 /// What was measured.
 static REACHED: [(Isa, Reached); 2] = [
     (
@@ -155,10 +158,14 @@ fn step_seconds(
     let Operations { integer, float, attention } = work.operations;
     let limbs = conditions.precision.limbs() as f64;
     let by_tiles = limits.isa == Isa::Amx && conditions.precision == Precision::Mixed;
-    let share = if by_tiles { BY_TILES } else { reached.integer };
+    let (share, attended) = if by_tiles {
+        (BY_TILES, ATTENTION_BY_TILES)
+    } else {
+        (reached.integer, reached.attention)
+    };
     let arithmetic = integer as f64 * limbs / (limits.integer_ops_per_s * end(share))
         + float as f64 / (limits.float_ops_per_s * end(reached.float))
-        + attention as f64 / (limits.float_ops_per_s * end(reached.attention));
+        + attention as f64 / (limits.float_ops_per_s * end(attended));
     arithmetic + work.bytes() as f64 / (limits.read_bytes_per_s * end(reached.reading))
 }
 

@@ -76,7 +76,7 @@ impl Workspace {
             acts: Activations::with_capacity(tokens_max, widths.input, precision, kinds),
             slots: Vec::with_capacity(tokens_max),
             ropes: model.ropes.0.iter().map(|rope| RopeTable::new(rope, tokens_max)).collect(),
-            attention: AttentionScratch::new(pool.threads(), widths.key, widths.value),
+            attention: AttentionScratch::new(pool.threads(), widths.key, widths.value, precision),
             mixers: MixerScratch {
                 gqa: GqaScratch::new(spec, tokens_max),
                 mla: MlaScratch::new(spec, tokens_max, precision, kinds),
@@ -109,9 +109,7 @@ impl Workspace {
             + MoeScratch::bytes_per_token(spec, precision, kinds)
             + widths.ropes * size_of::<f32>();
         let logits = logit_rows_max * spec.vocab_size * size_of::<f32>();
-        // A worker of attention holds a tile of queries, and a block of keys and values.
-        let tile = (32 + BLOCK_TOKENS) * (widths.key + widths.value + 2 * BLOCK_TOKENS);
-        let attention = threads * tile * size_of::<f32>();
+        let attention = AttentionScratch::num_bytes(threads, widths.key, widths.value, precision);
         (per_token * tokens_max + logits + attention) as u64
     }
 

@@ -15,6 +15,7 @@ mod x86_64;
 use std::ops::Range;
 
 use crate::activations::Fill;
+use crate::attention::bfloats::TileTask;
 use crate::formats::BlockFormat;
 use crate::isa::Isa;
 use crate::matmul::{self, Unit};
@@ -50,6 +51,18 @@ pub(crate) fn fill(isa: Isa, fill: &Fill<'_>, rows: Range<usize>) {
     x86_64::fill(isa, fill, rows);
     #[cfg(not(target_arch = "x86_64"))]
     fill.rows(rows);
+}
+
+/// Computes one task of attention by tiles.
+///
+/// # Panics
+/// If `isa` has no tiles, or this machine cannot run it.
+pub(crate) fn attend(isa: Isa, task: TileTask<'_>) {
+    assert!(isa == Isa::Amx && is_available(isa), "this machine cannot run {isa}, or not by tiles");
+    #[cfg(target_arch = "x86_64")]
+    x86_64::attend(task);
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = task;
 }
 
 /// What does a millisecond's worth of tile products of bfloats that need no memory, and says how

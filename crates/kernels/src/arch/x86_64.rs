@@ -6,6 +6,7 @@ use super::amx;
 use super::avx2::Avx2;
 use super::avx512::Avx512;
 use crate::activations::Fill;
+use crate::attention::bfloats::TileTask;
 use crate::formats::BlockFormat;
 use crate::isa::Isa;
 use crate::matmul::{self, Unit};
@@ -75,6 +76,13 @@ fn avx2_fill(fill: &Fill<'_>, rows: Range<usize>) {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
 fn avx512_fill(fill: &Fill<'_>, rows: Range<usize>) {
     fill.rows(rows);
+}
+
+/// See [`super::attend`], whose caller saw that there are tiles.
+pub(super) fn attend(task: TileTask<'_>) {
+    assert!(amx::is_available(), "this machine has no tiles");
+    // SAFETY: it has them.
+    unsafe { amx::attend(task) }
 }
 
 /// See [`super::tile_turns`], whose caller saw that there are tiles.

@@ -12,7 +12,7 @@
 //! The order never shows outside: rows go in by [`kv_store`], and only attention reads them.
 
 use crate::formats::half;
-use crate::isa;
+use crate::isa::{self, Isa};
 use crate::lanes::{self, Kernel, LANES, Narrow};
 
 /// Tokens in one block of the cache.
@@ -117,7 +117,7 @@ pub struct KvTensor<'a> {
 impl<'a> KvTensor<'a> {
     /// The bytes of one tile. Panics if the cache has no such block.
     #[inline(always)]
-    pub(super) fn tile(&self, block: usize, head: usize) -> &'a [u8] {
+    pub(crate) fn tile(&self, block: usize, head: usize) -> &'a [u8] {
         let start = self.layout.tile_start(block, head);
         &self.bytes[start..start + self.layout.tile_bytes()]
     }
@@ -229,6 +229,26 @@ impl Place<'_> {
                 }
             }
         }
+    }
+}
+
+/// [`load_tile`] with the instructions of `isa`.
+pub(crate) fn widen(isa: Isa, layout: &KvLayout, tile: &[u8], out: &mut [f32]) {
+    lanes::run(isa, Widen { layout, tile, out });
+}
+
+struct Widen<'a> {
+    layout: &'a KvLayout,
+    tile: &'a [u8],
+    out: &'a mut [f32],
+}
+
+impl Kernel for Widen<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<L: Narrow>(self) {
+        load_tile::<L>(self.layout, self.tile, self.out);
     }
 }
 

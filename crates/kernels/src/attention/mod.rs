@@ -17,23 +17,36 @@
 //!
 //! Queries that read the same keys (several tokens, and the heads of a group) form a tile: the tile
 //! widens each block once and keeps the multipliers busy.
+//!
+//! Prompts of [`Precision::Mixed`] are another arithmetic where a machine has tiles of bfloats:
+//! `bfloats` describes it.
 
+pub(crate) mod bfloats;
 mod cache;
 mod tile;
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
+pub(crate) use cache::widen;
 pub use cache::{BLOCK_TOKENS, KvDType, KvLayout, KvRole, KvTensor, kv_store};
 
+use crate::activations::Precision;
+use crate::arch;
 use crate::disjoint::Disjoint;
 use crate::isa::{self, Isa};
 use crate::lanes;
 use crate::pool::Pool;
+use bfloats::{TileScratch, TileTask};
 use tile::{Tile, WorkerScratch};
 
 /// Queries in a full tile. More would amortise widening better but fall out of the first cache.
 const TILE_ROWS: usize = 32;
+/// Tokens of a span from which on its queries go to tiles of bfloats: a few get the bits of one.
+const TILE_TOKENS_MIN: usize = 8;
+/// Queries of a span and key head from which on they go to tiles of bfloats. Tiles are faster from
+/// 8 to 12 on.
+const TILE_ROWS_MIN: usize = 16;
 
 /// Which keys a query at position p sees, beside "none after p".
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,7 +142,7 @@ pub struct AttentionArgs<'a> {
 }
 
 impl AttentionArgs<'_> {
-    fn value_dim(&self) -> usize {
+    pub(crate) fn value_dim(&self) -> usize {
         match self.values {
             Values::Cache(values) => values.layout.dim,
             Values::KeyPrefix(n) => n,
@@ -139,6 +152,14 @@ impl AttentionArgs<'_> {
     /// Query heads per key head.
     fn group(&self) -> usize {
         self.num_heads / self.keys.layout.num_kv_heads
+    }
+
+    /// Batch row and query head of row `row` of a span and key head: the heads of a group, token
+    /// after token.
+    #[inline(always)]
+    fn token_and_head(&self, span: &Span, kv_head: usize, row: usize) -> (usize, usize) {
+        let group = self.group();
+        (span.tokens.start + row / group, kv_head * group + row % group)
     }
 
     fn check(&self, out: &[f32]) {
@@ -205,14 +226,53 @@ impl AttentionArgs<'_> {
 #[derive(Debug)]
 pub struct AttentionScratch {
     /// One per worker; the locks are never contended.
-    workers: Vec<Mutex<WorkerScratch>>,
+    workers: Vec<Mutex<Worker>>,
+}
+
+#[derive(Debug)]
+struct Worker {
+    vectors: WorkerScratch,
+    /// Where prompts may be attended by tiles.
+    tiles: Option<TileScratch>,
 }
 
 impl AttentionScratch {
     /// Scratch for a pool of `threads` workers and rows of keys and values up to these lengths.
-    pub fn new(threads: usize, key_dim_max: usize, value_dim_max: usize) -> Self {
-        let make = |_| Mutex::new(WorkerScratch::new(TILE_ROWS, key_dim_max, value_dim_max));
+    /// With [`Precision::Mixed`] prompts are attended by tiles, if the machine has them.
+    pub fn new(
+        threads: usize,
+        key_dim_max: usize,
+        value_dim_max: usize,
+        precision: Precision,
+    ) -> Self {
+        let make = |_| {
+            Mutex::new(Worker {
+                vectors: WorkerScratch::new(TILE_ROWS, key_dim_max, value_dim_max),
+                tiles: precision
+                    .has_bfloats()
+                    .then(|| TileScratch::new(key_dim_max, value_dim_max)),
+            })
+        };
         Self { workers: (0..threads).map(make).collect() }
+    }
+
+    /// Bytes of memory that such scratch takes.
+    pub fn num_bytes(
+        threads: usize,
+        key_dim_max: usize,
+        value_dim_max: usize,
+        precision: Precision,
+    ) -> usize {
+        let vectors = WorkerScratch::num_bytes(TILE_ROWS, key_dim_max, value_dim_max);
+        let by_tiles = precision.has_bfloats();
+        let tiles = if by_tiles { TileScratch::num_bytes(key_dim_max, value_dim_max) } else { 0 };
+        threads * (vectors + tiles)
+    }
+
+    /// Queries of a full task by tiles, if there is room for any.
+    fn tile_rows(&self) -> Option<usize> {
+        let worker = self.workers.first()?.lock().unwrap_or_else(PoisonError::into_inner);
+        worker.tiles.as_ref().map(TileScratch::rows)
     }
 }
 
@@ -236,52 +296,99 @@ pub(crate) fn attention_on(
 ) {
     args.check(out);
     assert!(scratch.workers.len() >= pool.threads(), "attention: scratch for too few workers");
-    let rows_per_tile = tile_rows(args, pool.threads());
-    let tasks = args.spans.iter().map(|span| tasks_of(args, span, rows_per_tile)).sum();
+    let plan = Plan::new(isa, args, scratch, pool.threads());
+    let tasks = plan.tasks();
     let out = Disjoint::new(out);
     pool.for_each_chunk(tasks, 1, |worker, range| {
-        let mut scratch = scratch.workers[worker].lock().unwrap_or_else(PoisonError::into_inner);
+        let mut worker = scratch.workers[worker].lock().unwrap_or_else(PoisonError::into_inner);
+        let Worker { vectors, tiles } = &mut *worker;
         for task in range {
             // Late tiles of a long span see most keys: they go first, small ones fill the gaps.
-            let (span, kv_head, rows) = find_task(args, tasks - 1 - task, rows_per_tile);
-            lanes::run(isa, Tile { args, span, kv_head, rows, scratch: &mut scratch, out: &out });
+            let (span, kv_head, rows) = plan.find(tasks - 1 - task);
+            match tiles {
+                Some(scratch) if plan.by_tiles(span) => {
+                    arch::attend(isa, TileTask { args, span, kv_head, rows, scratch, out: &out });
+                }
+                _ => {
+                    let tile = Tile { args, span, kv_head, rows, scratch: vectors, out: &out };
+                    lanes::run(isa, tile);
+                }
+            }
         }
     });
 }
 
-/// Queries per tile: fewer when whole tiles would leave workers without any.
-fn tile_rows(args: &AttentionArgs, threads: usize) -> usize {
-    let count = |rows| args.spans.iter().map(|span| tasks_of(args, span, rows)).sum::<usize>();
-    let mut rows = TILE_ROWS;
-    while threads > 1 && rows > 8 && count(rows) < 2 * threads {
-        rows /= 2;
-    }
-    rows
+/// How the queries are divided into tasks.
+struct Plan<'a> {
+    args: &'a AttentionArgs<'a>,
+    /// Queries of a task by vectors.
+    vector_rows: usize,
+    /// Queries of a task by tiles of bfloats, if there are any.
+    tile_rows: Option<usize>,
 }
 
-fn tasks_of(args: &AttentionArgs, span: &Span, rows_per_tile: usize) -> usize {
-    (span.tokens.len() * args.group()).div_ceil(rows_per_tile) * args.keys.layout.num_kv_heads
-}
-
-/// The task's span, key head, and queries: row r of a (span, key head) is token r / group, head
-/// r % group within the group.
-fn find_task<'a>(
-    args: &AttentionArgs<'a>,
-    mut task: usize,
-    rows_per_tile: usize,
-) -> (&'a Span, usize, Range<usize>) {
-    for span in args.spans {
-        let tasks = tasks_of(args, span, rows_per_tile);
-        if task < tasks {
-            let heads = args.keys.layout.num_kv_heads;
-            let (tile, kv_head) = (task / heads, task % heads);
-            let rows = span.tokens.len() * args.group();
-            let start = tile * rows_per_tile;
-            return (span, kv_head, start..rows.min(start + rows_per_tile));
+impl<'a> Plan<'a> {
+    /// Tasks become smaller where whole ones would leave workers without any.
+    fn new(
+        isa: Isa,
+        args: &'a AttentionArgs<'a>,
+        scratch: &AttentionScratch,
+        threads: usize,
+    ) -> Self {
+        let tile_rows = if isa == Isa::Amx { scratch.tile_rows() } else { None };
+        let mut plan = Self { args, vector_rows: TILE_ROWS, tile_rows };
+        while threads > 1 && plan.tasks() < 2 * threads {
+            match plan.tile_rows {
+                Some(rows) if rows > bfloats::PAIR => {
+                    plan.tile_rows = Some((rows / 2).next_multiple_of(bfloats::PAIR));
+                }
+                _ if plan.vector_rows > 8 => plan.vector_rows /= 2,
+                _ => break,
+            }
         }
-        task -= tasks;
+        plan
     }
-    unreachable!("task numbers are below the sum over all spans")
+
+    /// Whether a span has enough tokens and queries for tiles. However many sequences decode
+    /// together, each has a span of its own.
+    fn by_tiles(&self, span: &Span) -> bool {
+        let (tokens, rows) = (span.tokens.len(), span.tokens.len() * self.args.group());
+        self.tile_rows.is_some() && tokens >= TILE_TOKENS_MIN && rows >= TILE_ROWS_MIN
+    }
+
+    fn rows_per_task(&self, span: &Span) -> usize {
+        match self.tile_rows {
+            Some(rows) if self.by_tiles(span) => rows,
+            _ => self.vector_rows,
+        }
+    }
+
+    fn tasks_of(&self, span: &Span) -> usize {
+        let rows = span.tokens.len() * self.args.group();
+        rows.div_ceil(self.rows_per_task(span)) * self.args.keys.layout.num_kv_heads
+    }
+
+    fn tasks(&self) -> usize {
+        self.args.spans.iter().map(|span| self.tasks_of(span)).sum()
+    }
+
+    /// The task's span, key head, and queries: row r of a (span, key head) is token r / group,
+    /// head r % group within the group.
+    fn find(&self, mut task: usize) -> (&'a Span, usize, Range<usize>) {
+        for span in self.args.spans {
+            let tasks = self.tasks_of(span);
+            if task < tasks {
+                let heads = self.args.keys.layout.num_kv_heads;
+                let (tile, kv_head) = (task / heads, task % heads);
+                let (rows, per_task) =
+                    (span.tokens.len() * self.args.group(), self.rows_per_task(span));
+                let start = tile * per_task;
+                return (span, kv_head, start..rows.min(start + per_task));
+            }
+            task -= tasks;
+        }
+        unreachable!("task numbers are below the sum over all spans")
+    }
 }
 
 #[cfg(test)]

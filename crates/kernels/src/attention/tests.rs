@@ -15,6 +15,7 @@ struct Case {
     mask: Mask,
     softcap: Option<f32>,
     sinks: bool,
+    precision: Precision,
     /// Length of each sequence.
     lengths: Vec<usize>,
 }
@@ -31,6 +32,7 @@ impl Default for Case {
             mask: Mask::Full,
             softcap: None,
             sinks: false,
+            precision: Precision::Sixteen,
             lengths: vec![70, 1, 33],
         }
     }
@@ -141,7 +143,8 @@ impl Data {
             sinks: case.sinks.then_some(&self.sinks[..]),
             out_strides: Strides::token_major(case.num_heads, case.value_dim),
         };
-        let scratch = AttentionScratch::new(pool.threads(), case.key_dim, case.value_dim);
+        let scratch =
+            AttentionScratch::new(pool.threads(), case.key_dim, case.value_dim, case.precision);
         attention_on(isa, pool, &args, &scratch, out);
     }
 
@@ -253,6 +256,8 @@ fn attention_matches_the_textbook() {
     }
 }
 
+mod by_tiles;
+
 struct Show<'a>(&'a Case);
 
 impl std::fmt::Debug for Show<'_> {
@@ -351,7 +356,7 @@ fn head_major_queries_and_results_are_the_same_numbers() {
         out_strides: Strides::head_major(tokens, dim),
     };
     let mut out = data.out();
-    attention(&pool, &args, &AttentionScratch::new(1, dim, dim), &mut out);
+    attention(&pool, &args, &AttentionScratch::new(1, dim, dim, case.precision), &mut out);
     for token in 0..tokens {
         for head in 0..heads {
             let found = &out[(head * tokens + token) * dim..][..dim];
@@ -415,6 +420,6 @@ fn strides_that_share_places_are_the_callers_mistake() {
         sinks: None,
         out_strides: Strides { token: case.value_dim, head: case.value_dim },
     };
-    let scratch = AttentionScratch::new(1, case.key_dim, case.value_dim);
+    let scratch = AttentionScratch::new(1, case.key_dim, case.value_dim, case.precision);
     attention(&Pool::new(1, Pinning::None), &args, &scratch, &mut data.out());
 }

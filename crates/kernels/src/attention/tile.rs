@@ -51,8 +51,14 @@ impl WorkerScratch {
             visible: vec![0..0; rows],
         }
     }
+
+    /// Bytes of these buffers, but for a few per query.
+    pub(super) fn num_bytes(rows: usize, key_dim: usize, value_dim: usize) -> usize {
+        (rows + BLOCK_TOKENS) * (pad(key_dim) + pad(value_dim) + 2 * LANES) * size_of::<f32>()
+    }
 }
 
+/// Rounds up to whole vectors.
 fn pad(dim: usize) -> usize {
     dim.next_multiple_of(LANES)
 }
@@ -94,9 +100,7 @@ impl Tile<'_> {
     /// Batch row and query head of a row of the tile.
     #[inline(always)]
     fn token_and_head(&self, row: usize) -> (usize, usize) {
-        let group = self.args.group();
-        let row = self.rows.start + row;
-        (self.span.tokens.start + row / group, self.kv_head * group + row % group)
+        self.args.token_and_head(self.span, self.kv_head, self.rows.start + row)
     }
 
     /// Copies the queries and sets the running state to "nothing seen yet".

@@ -12,6 +12,9 @@ mod x86_64;
 
 use std::ops::{Add, Div, Mul, Sub};
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86_64::transpose_16;
+
 use crate::formats::{half, minifloat};
 use crate::isa::Isa;
 

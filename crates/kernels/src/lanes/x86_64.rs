@@ -121,15 +121,19 @@ impl Lanes for Avx512 {
     }
 }
 
-/// Four rounds, each of which doubles the distance between exchanged lanes: 1, 2, 4, 8.
+/// Transposes a 16 x 16 tile of words, in four rounds, each of which doubles the distance between
+/// exchanged lanes: 1, 2, 4, 8.
+///
+/// # Safety
+/// The machine has AVX-512.
 #[inline(always)]
-unsafe fn transpose_avx512(tile: &mut [Avx512; LANES]) {
-    // SAFETY: the caller runs inside `run_avx512`.
+pub(crate) unsafe fn transpose_16(tile: [__m512; LANES]) -> [__m512; LANES] {
+    // SAFETY: the caller promises the instructions.
     unsafe {
         let mut a = [_mm512_setzero_ps(); LANES];
         for i in 0..8 {
-            a[2 * i] = _mm512_unpacklo_ps(tile[2 * i].0, tile[2 * i + 1].0);
-            a[2 * i + 1] = _mm512_unpackhi_ps(tile[2 * i].0, tile[2 * i + 1].0);
+            a[2 * i] = _mm512_unpacklo_ps(tile[2 * i], tile[2 * i + 1]);
+            a[2 * i + 1] = _mm512_unpackhi_ps(tile[2 * i], tile[2 * i + 1]);
         }
         let mut b = a;
         for i in [0, 4, 8, 12] {
@@ -141,16 +145,18 @@ unsafe fn transpose_avx512(tile: &mut [Avx512; LANES]) {
             b[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high0, high2));
         }
         // b[4g + c] holds columns c, c+4, c+8, c+12 of rows 4g..4g+4, one per 128-bit part.
+        let mut out = b;
         for c in 0..4 {
             let low01 = _mm512_shuffle_f32x4::<0x88>(b[c], b[c + 4]);
             let low23 = _mm512_shuffle_f32x4::<0x88>(b[c + 8], b[c + 12]);
             let high01 = _mm512_shuffle_f32x4::<0xdd>(b[c], b[c + 4]);
             let high23 = _mm512_shuffle_f32x4::<0xdd>(b[c + 8], b[c + 12]);
-            tile[c] = Avx512(_mm512_shuffle_f32x4::<0x88>(low01, low23));
-            tile[c + 8] = Avx512(_mm512_shuffle_f32x4::<0xdd>(low01, low23));
-            tile[c + 4] = Avx512(_mm512_shuffle_f32x4::<0x88>(high01, high23));
-            tile[c + 12] = Avx512(_mm512_shuffle_f32x4::<0xdd>(high01, high23));
+            out[c] = _mm512_shuffle_f32x4::<0x88>(low01, low23);
+            out[c + 8] = _mm512_shuffle_f32x4::<0xdd>(low01, low23);
+            out[c + 4] = _mm512_shuffle_f32x4::<0x88>(high01, high23);
+            out[c + 12] = _mm512_shuffle_f32x4::<0xdd>(high01, high23);
         }
+        out
     }
 }
 
@@ -202,7 +208,7 @@ impl Narrow for Avx512 {
     #[inline(always)]
     fn transpose(tile: &mut [Self; LANES]) {
         // SAFETY: see the top of the file.
-        unsafe { transpose_avx512(tile) }
+        *tile = unsafe { transpose_16(tile.map(|row| row.0)) }.map(Self);
     }
 }
 

@@ -170,7 +170,7 @@ impl Test {
 }
 
 /// The share of `seconds` that `operations` would take at the machine's peaks: that of bytes for
-/// quantised weights, or that of bfloats where products are made `by_tiles`.
+/// quantised weights, or that of bfloats where products and attention are computed `by_tiles`.
 pub(super) fn arithmetic_share(
     operations: &Operations,
     seconds: f64,
@@ -179,7 +179,8 @@ pub(super) fn arithmetic_share(
 ) -> f64 {
     let tiles = limits.bf16_ops_per_s_best.filter(|_| by_tiles);
     let quantised = tiles.unwrap_or(limits.int8_ops_per_s_best);
-    let floats = (operations.float + operations.attention) as f64 / limits.f32_ops_per_s_best;
+    let attended = tiles.unwrap_or(limits.f32_ops_per_s_best);
+    let floats = operations.float as f64 / limits.f32_ops_per_s_best;
     let integers = operations.integer as f64 / quantised;
-    (integers + floats) / seconds
+    (integers + floats + operations.attention as f64 / attended) / seconds
 }

@@ -7,8 +7,10 @@
 //! scale that other engines round inputs to, but not the bits of [`crate::matmul`]. It is used
 //! where [`crate::activations::Precision::Mixed`] allows it.
 //!
-//! `product` walks a unit; `weights` makes bfloats of panels, whatever the format.
+//! `product` walks a unit; `weights` makes bfloats of panels, whatever the format. `attention` is
+//! a task of attention.
 
+mod attention;
 mod product;
 mod weights;
 
@@ -16,6 +18,7 @@ use std::arch::asm;
 use std::arch::x86_64::{__cpuid_count, __m512i};
 use std::sync::OnceLock;
 
+pub(super) use attention::attend;
 pub(super) use product::run;
 
 /// Tile products that need no memory, for the probe; returns the number of operations.
@@ -171,6 +174,13 @@ impl Tiles {
     fn load_lines<const TILE: usize>(&self, lines: &[__m512i; TILE_ROWS]) {
         // SAFETY: 16 lines are as large as the tile.
         unsafe { self.load::<TILE>(lines.as_ptr().cast()) };
+    }
+
+    /// Loads a tile of bfloats.
+    #[inline(always)]
+    fn load_bfloats<const TILE: usize>(&self, rows: &[[u16; TILE_COLS]; TILE_ROWS]) {
+        // SAFETY: 16 rows of 32 bfloats are as large as the tile.
+        unsafe { self.load::<TILE>(rows.as_ptr().cast()) };
     }
 
     /// # Safety
