@@ -57,11 +57,11 @@ pub struct FakeModel {
     rows_max: usize,
     tokens_max: usize,
     micros_per_row: u64,
-    /// How long all steps have taken, as the simulator's clock tells it, in microseconds.
+    /// The simulator's clock: how long all steps have taken, in microseconds.
     clock: Arc<AtomicU64>,
 }
 
-/// What a step of [`FakeModel`] takes by the simulator's clock, beside what its rows take.
+/// What a step of [`FakeModel`] takes by the simulator's clock, beside what further rows take.
 const STEP_MICROS: u64 = 1000;
 
 impl FakeModel {
@@ -77,11 +77,18 @@ impl FakeModel {
         }
     }
 
-    /// The same with other rows, by the simulator's clock, on which a step takes a millisecond
-    /// without them.
+    /// The same with other rows, by the simulator's clock, on which a step of one takes a
+    /// millisecond.
     #[must_use]
     pub fn with_row_cost(self, micros_per_row: u64) -> FakeModel {
         FakeModel { micros_per_row, ..self }
+    }
+
+    /// Tells how long all steps have taken, in microseconds.
+    #[cfg(test)]
+    pub(crate) fn clock(&self) -> impl Fn() -> u64 + use<> {
+        let clock = self.clock.clone();
+        move || clock.load(Ordering::Relaxed)
     }
 
     fn refuse(batch: &Batch) -> Result<(), StepError> {
@@ -121,7 +128,7 @@ fn extend(history: u64, number: u64) -> u64 {
 
 impl Forward for FakeModel {
     fn forward(&mut self, batch: &Batch) -> Result<StepStats, StepError> {
-        let took = STEP_MICROS + self.micros_per_row * batch.len() as u64;
+        let took = STEP_MICROS + self.micros_per_row * (batch.len() as u64 - 1);
         self.clock.fetch_add(took, Ordering::Relaxed);
         FakeModel::refuse(batch)?;
         self.logits.clear();

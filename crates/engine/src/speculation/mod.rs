@@ -26,6 +26,8 @@ mod budget;
 mod costs;
 mod ngrams;
 mod odds;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use budget::Budget;
 pub(crate) use costs::StepCosts;

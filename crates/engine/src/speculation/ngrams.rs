@@ -16,15 +16,15 @@ use crate::sampler::mix;
 /// longer search would only choose between several places where all of 4 tokens agree.
 const RUN_MAX: usize = 4;
 
-/// The shortest. A match of one token says next to nothing; one of two is right in a third of cases,
-/// and rarely worth a row itself, but being followed it grows.
+/// The shortest. A match of one token says next to nothing; one of two is right in a third of
+/// cases, and rarely worth a row itself, but being followed it grows.
 const RUN_MIN: usize = 2;
 
 /// Where the classes of [`super::Odds`] end, so that a longer match says no more.
 const MATCH_MAX: usize = 32;
 
-/// Entries of the table: 4 KiB at least, and at most 4 MiB, which hold the runs of 256 Ki tokens with
-/// two of three still to be found at the end.
+/// Entries of the table: 4 KiB at least, and at most 4 MiB, which hold the runs of 256 Ki tokens
+/// with two of three still to be found at the end.
 const PLACES_MIN: usize = 1 << 10;
 const PLACES_MAX: usize = 1 << 20;
 
