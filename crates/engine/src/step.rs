@@ -305,7 +305,9 @@ impl Core {
     fn drop_drafts(&mut self) -> bool {
         let mut any = false;
         for span in self.plan.spans.iter().filter(|span| span.draft > 0) {
-            self.sequences.running[span.sequence].foresight.give_up();
+            let sequence = &mut self.sequences.running[span.sequence];
+            sequence.foresight.give_up();
+            sequence.table.shrink(sequence.tokens.len(), &mut self.blocks);
             any = true;
         }
         any
@@ -386,9 +388,13 @@ impl Core {
         }
     }
 
-    /// Panics unless every block is where it should be.
+    /// Panics unless every block is where it should be, and nobody holds more than it needs.
     pub(crate) fn check(&self) {
         let running = &self.sequences.running;
+        for Sequence { table, tokens, .. } in running {
+            let needed = tokens.len().div_ceil(BLOCK_TOKENS);
+            assert!(table.ids().len() <= needed, "blocks of a draft go back");
+        }
         self.blocks.check(running.iter().flat_map(|sequence| sequence.table.ids()).copied());
     }
 }
