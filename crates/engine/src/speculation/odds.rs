@@ -8,8 +8,9 @@ use std::array;
 /// Matches of 1, 2 to 3, 4 to 7, 8 to 15, 16 to 31, and more.
 const CLASSES: usize = 6;
 
-/// How often a guess is right where nobody knows better: answers of a small chat model to 12
-/// prompts, half of them to edit a text (docs/lab/2026-11-22-speculation.md), rounded down.
+/// How often a guess is right where nobody knows better: less often than those of SmolLM2 were
+/// (docs/lab/2026-11-22-speculation.md: 0.56, 0.71, 0.87, 0.85 from the second class on), because
+/// larger models repeat themselves less.
 const PRIOR: [f32; CLASSES] = [0.1, 0.3, 0.5, 0.7, 0.8, 0.9];
 
 /// As many guesses as the prior counts for.
