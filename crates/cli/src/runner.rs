@@ -2,6 +2,7 @@
 //! or some that go on in step with each other.
 
 use anyhow::{Context, Result, ensure};
+use moeba_engine::DRAFT_TOKENS_MAX;
 use moeba_kernels::activations::Precision;
 use moeba_kernels::attention::KvDType;
 use moeba_kernels::os::cpu;
@@ -22,6 +23,9 @@ pub(crate) fn step_tokens_max(precision: Precision) -> usize {
 
 /// Most tokens of a step that wants logits of every token: they are wide.
 pub(crate) const STEP_LOGITS_MAX: usize = 32;
+
+/// Rows of logits of a step that answers one conversation: of a token, and of those guessed.
+pub(crate) const ANSWER_LOGITS_MAX: usize = 1 + DRAFT_TOKENS_MAX;
 
 /// A model with room for one sequence, or for some shorter ones.
 pub(crate) struct Runner {

@@ -375,6 +375,14 @@ impl BlockTable {
         true
     }
 
+    /// Gives back blocks beyond those that `tokens` need: a draft did not last. They have no names,
+    /// because only what is known has.
+    pub fn shrink(&mut self, tokens: usize, blocks: &mut BlockAllocator) {
+        while self.ids.len() > tokens.div_ceil(BLOCK_TOKENS) {
+            blocks.release(self.ids.pop().expect("there are more than are needed"));
+        }
+    }
+
     /// Makes every full block among the `computed` first of `tokens` findable.
     pub fn publish(&mut self, computed: usize, tokens: &[u32], blocks: &mut BlockAllocator) {
         for index in self.published..computed / BLOCK_TOKENS {

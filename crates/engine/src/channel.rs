@@ -118,6 +118,8 @@ pub(crate) struct ReaderStatus {
     pub(crate) cancelled: Option<CancelReason>,
     /// The queue is full, or has been and is not half empty yet.
     pub(crate) paused: bool,
+    /// Tokens that can be sent before the queue is full; a reader can only make it more.
+    pub(crate) room: usize,
 }
 
 impl EventSender {
@@ -127,10 +129,12 @@ impl EventSender {
         if state.events.len() >= self.channel.events_max {
             state.paused = true;
         }
-        ReaderStatus { cancelled: state.cancelled, paused: state.paused }
+        let room = self.channel.events_max - state.events.len().min(self.channel.events_max);
+        ReaderStatus { cancelled: state.cancelled, paused: state.paused, room }
     }
 
-    /// Delivers a token. The caller has seen [`ReaderStatus::paused`] false in this step.
+    /// Delivers a token. The caller has seen [`ReaderStatus::paused`] false in this step, and room
+    /// for every token it yields.
     pub(crate) fn send(&self, event: Event) {
         let mut state = lock(&self.channel.state);
         assert!(state.events.len() < self.channel.events_max, "a full reader is never scheduled");

@@ -15,6 +15,7 @@ use crate::channel::{Channel, Doorbell, EventSender, EventStream, channel, lock}
 use crate::forward::Forward;
 use crate::request::{CancelReason, InvalidRequest, Request, RequestId};
 use crate::run;
+use crate::speculation::DraftCounts;
 
 /// Bounds and fixed choices of an engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,7 +133,7 @@ pub struct EngineStats {
     pub blocks_cached: usize,
     /// Steps of the model.
     pub steps: u64,
-    /// Tokens computed.
+    /// Tokens computed, wrong guesses included.
     pub tokens_computed: u64,
     /// Tokens generated.
     pub tokens_generated: u64,
@@ -142,6 +143,8 @@ pub struct EngineStats {
     pub preemptions: u64,
     /// Bytes of expert weights read.
     pub expert_bytes: u64,
+    /// Tokens guessed ahead.
+    pub drafts: DraftCounts,
     /// Requests finished, for whatever reason.
     pub finished: u64,
     /// How long the present step has been running, if one is; a long time means a stuck engine.

@@ -8,13 +8,15 @@
 //!
 //! What this crate promises:
 //! - the same request with the same seed yields the same tokens, whatever else runs beside it,
-//!   however its prompt is cut into chunks, preempted or found in the prefix cache;
+//!   however its prompt is cut into chunks, preempted or found in the prefix cache, and whether or
+//!   not its tokens were guessed ahead;
 //! - everything is bounded: waiting requests, running sequences, tokens of a step, cache blocks,
 //!   unread events;
 //! - every stream ends with exactly one `Finished`, even when the engine thread panics;
 //! - a steady decode step allocates nothing.
 //!
-//! It knows nothing of text, JSON or HTTP, and it reads no clock where decisions are made.
+//! It knows nothing of text, JSON or HTTP, and it reads no clock where decisions are made, but
+//! for the one how much to guess ahead, which changes no token.
 
 pub mod blocks;
 pub mod channel;
@@ -29,6 +31,7 @@ mod sampler;
 mod scheduler;
 mod sequence;
 pub mod sim;
+mod speculation;
 mod step;
 
 pub use blocks::{BlockName, BlockObserver};
@@ -42,3 +45,4 @@ pub use request::{
     CancelReason, Event, FinishReason, InvalidRequest, Request, RequestId, SamplingParams, Summary,
     Timings, TopLogprob, Usage,
 };
+pub use speculation::{DRAFT_TOKENS_MAX, DraftCounts, STEP_ROWS_MAX, Speculation};

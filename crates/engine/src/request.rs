@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::constraint::TokenConstraint;
 use crate::handle::ModelFacts;
+use crate::speculation::{DraftCounts, Speculation};
 
 /// The most alternatives [`Request::logprobs`] may ask for per token.
 pub const TOP_LOGPROBS_MAX: usize = 20;
@@ -105,6 +106,8 @@ pub struct Request {
     pub cache_salt: u64,
     /// Restricts each next token, as a grammar does.
     pub constraint: Option<Box<dyn TokenConstraint>>,
+    /// Whether tokens are guessed ahead, which changes how fast they come and nothing else.
+    pub speculation: Speculation,
 }
 
 impl Request {
@@ -120,6 +123,7 @@ impl Request {
             priority: 0,
             cache_salt: 0,
             constraint: None,
+            speculation: Speculation::default(),
         }
     }
 
@@ -322,12 +326,12 @@ pub struct ExpertReads {
     /// In steps that computed its output. A prompt is told apart because its tokens share experts:
     /// a mean over both would say nothing of either.
     pub decode_bytes: u64,
-    /// Tokens those steps computed for it.
+    /// Tokens those steps computed for it and kept: wrong guesses cost bytes and yield none.
     pub decode_tokens: usize,
 }
 
 impl ExpertReads {
-    /// Notes its share of one step: `tokens` tokens, of its output or not.
+    /// Notes its share of one step, which kept `tokens` tokens, of its output or not.
     pub(crate) fn add(&mut self, bytes: u64, tokens: usize, decode: bool) {
         self.bytes += bytes;
         if decode {
@@ -353,6 +357,17 @@ pub struct Usage {
     pub completion_tokens: usize,
     /// How often the request lost its blocks to others and was computed again.
     pub preemptions: usize,
+    /// Tokens guessed ahead.
+    pub drafts: DraftCounts,
+}
+
+impl Usage {
+    /// Tokens of output that a step yielded on average, if there was one: more than 1 where guesses
+    /// were right.
+    pub fn tokens_per_step(&self) -> Option<f64> {
+        let steps = (self.completion_tokens as u64).saturating_sub(self.drafts.accepted);
+        (steps > 0).then(|| self.completion_tokens as f64 / steps as f64)
+    }
 }
 
 /// Where a request's time went. All are zero until reached.

@@ -38,6 +38,9 @@ pub(crate) struct PlannedSpan {
     pub(crate) sequence: usize,
     /// The known tokens to compute, as positions in the sequence.
     pub(crate) tokens: Range<usize>,
+    /// How many tokens of the sequence's draft are computed after them. Planning gives none: see
+    /// [`crate::speculation`].
+    pub(crate) draft: usize,
 }
 
 /// What a step computes, and what planning it has changed.
@@ -258,7 +261,7 @@ fn give(sequences: &Sequences, index: usize, count: usize, plan: &mut StepPlan) 
     let count = count.min(sequence.gap());
     if count > 0 {
         let tokens = sequence.computed..sequence.computed + count;
-        plan.spans.push(PlannedSpan { sequence: index, tokens });
+        plan.spans.push(PlannedSpan { sequence: index, tokens, draft: 0 });
     }
 }
 

@@ -13,6 +13,7 @@ use crate::channel::EventSender;
 use crate::handle::{Limits, ModelFacts, Submission};
 use crate::request::{ExpertReads, FinishReason, RequestId, Summary, Timings, Usage};
 use crate::sampler::SamplingState;
+use crate::speculation::{DraftCounts, Foresight};
 
 /// Who comes first: the lower, the earlier. Fixed at submission.
 ///
@@ -36,9 +37,12 @@ pub(crate) struct Sequence {
     pub(crate) table: BlockTable,
     /// The reader is slow: no step runs this sequence.
     pub(crate) paused: bool,
+    /// Tokens its reader has room for.
+    pub(crate) reader_room: usize,
     /// Was part of a step that failed with nobody to blame: runs alone until it succeeds.
     pub(crate) suspect: bool,
     pub(crate) sampling: SamplingState,
+    pub(crate) foresight: Foresight,
     pub(crate) ending: Ending,
     pub(crate) tally: Tally,
     pub(crate) sender: EventSender,
@@ -58,6 +62,7 @@ pub(crate) struct Tally {
     pub(crate) cached_tokens: Option<usize>, // set at the first admission
     pub(crate) preemptions: usize,
     pub(crate) experts: ExpertReads,
+    pub(crate) drafts: DraftCounts,
     pub(crate) clock: Clock,
 }
 
@@ -95,8 +100,10 @@ impl Sequence {
             computed: 0,
             table: BlockTable::new(request.cache_salt),
             paused: false,
+            reader_room: 0,
             suspect: false,
             sampling,
+            foresight: Foresight::new(request.speculation),
             ending: Ending {
                 tokens_max,
                 stop_tokens: request.stop_tokens,
@@ -113,11 +120,19 @@ impl Sequence {
         self.tokens.reserve_exact(self.ending.tokens_max - self.tokens.len());
         self.table.reserve(self.ending.tokens_max);
         self.sampling.reserve(self.ending.tokens_max - self.tokens.len());
+        self.foresight.reserve(self.ending.tokens_max);
     }
 
     /// Known tokens that are not computed.
     pub(crate) fn gap(&self) -> usize {
         self.tokens.len() - self.computed
+    }
+
+    /// How many guessed tokens a step may compute after the last known one: with all of them right
+    /// it yields one more, and neither the output's limit nor the reader's room is exceeded.
+    pub(crate) fn draft_room(&self) -> usize {
+        let output = self.ending.tokens_max - self.tokens.len();
+        output.min(self.reader_room).saturating_sub(1)
     }
 
     /// Gives up all blocks; they may be found again through the prefix cache.
@@ -153,6 +168,7 @@ impl Sequence {
             cached_tokens: self.tally.cached_tokens.unwrap_or(0),
             completion_tokens: self.tokens.len() - self.prompt_tokens + stop_token,
             preemptions: self.tally.preemptions,
+            drafts: self.tally.drafts,
         };
         Summary {
             reason,

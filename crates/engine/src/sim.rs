@@ -4,16 +4,21 @@
 //! arrivals, cancellations, slow and vanishing readers, prompts the model chokes on. The scenario
 //! runs through the very code the engine thread runs, and must end with every block returned,
 //! every stream ended once, and every output equal to that of the same request run alone with
-//! room to spare. A failure names its seed, and the seed replays it.
+//! room to spare. A failure names its seed, and the seed replays it. Answers alone are made without
+//! guessing ahead; in company they are guessed rightly and wrongly, and must not change.
 //!
 //! [`FakeModel`] stands in for the model: its cache holds one number per token, and its logits are
 //! a hash of all the numbers it finds there for the positions so far. A block given to two
 //! sequences, forgotten, or never computed changes the text. It serves as a model without weights
 //! in other crates' tests, too.
 
+mod prophet;
+
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use moeba_model::batch::{BLOCK_TOKENS, Batch};
 
@@ -23,7 +28,9 @@ use crate::forward::{Forward, StepError, StepStats};
 use crate::handle::{Limits, ModelFacts, Shared, SubmitError};
 use crate::request::{CancelReason, Event, FinishReason, Request, SamplingParams};
 use crate::sampler::mix;
+use crate::speculation::Speculation;
 use crate::step::{Core, Turn};
+use prophet::Scripture;
 
 /// A prompt token at which [`FakeModel`] fails the step without saying whose fault it is.
 pub const FAILS_BATCH: u32 = 60;
@@ -49,7 +56,13 @@ pub struct FakeModel {
     logits: Vec<f32>, // [rows, VOCAB_SIZE]
     rows_max: usize,
     tokens_max: usize,
+    micros_per_row: u64,
+    /// The simulator's clock: how long all steps have taken, in microseconds.
+    clock: Arc<AtomicU64>,
 }
+
+/// What a step of [`FakeModel`] takes by the simulator's clock, beside what further rows take.
+const STEP_MICROS: u64 = 1000;
 
 impl FakeModel {
     /// A model with a cache of `num_blocks` blocks that takes `tokens_max` tokens a step.
@@ -59,7 +72,23 @@ impl FakeModel {
             logits: Vec::with_capacity(tokens_max * VOCAB_SIZE),
             rows_max: tokens_max,
             tokens_max,
+            micros_per_row: 100,
+            clock: Arc::default(),
         }
+    }
+
+    /// The same with other rows, by the simulator's clock, on which a step of one takes a
+    /// millisecond.
+    #[must_use]
+    pub fn with_row_cost(self, micros_per_row: u64) -> FakeModel {
+        FakeModel { micros_per_row, ..self }
+    }
+
+    /// Tells how long all steps have taken, in microseconds.
+    #[cfg(test)]
+    pub(crate) fn clock(&self) -> impl Fn() -> u64 + use<> {
+        let clock = self.clock.clone();
+        move || clock.load(Ordering::Relaxed)
     }
 
     fn refuse(batch: &Batch) -> Result<(), StepError> {
@@ -99,6 +128,8 @@ fn extend(history: u64, number: u64) -> u64 {
 
 impl Forward for FakeModel {
     fn forward(&mut self, batch: &Batch) -> Result<StepStats, StepError> {
+        let took = STEP_MICROS + self.micros_per_row * (batch.len() as u64 - 1);
+        self.clock.fetch_add(took, Ordering::Relaxed);
         FakeModel::refuse(batch)?;
         self.logits.clear();
         for span in &batch.spans {
@@ -176,6 +207,10 @@ pub struct Report {
     pub failed: u64,
     /// Submissions refused for want of room and repeated.
     pub refused: u64,
+    /// Tokens computed on a guess.
+    pub guessed: u64,
+    /// Of these, tokens that were right.
+    pub guessed_right: u64,
 }
 
 impl std::ops::AddAssign for Report {
@@ -189,6 +224,8 @@ impl std::ops::AddAssign for Report {
         self.cancelled += other.cancelled;
         self.failed += other.failed;
         self.refused += other.refused;
+        self.guessed += other.guessed;
+        self.guessed_right += other.guessed_right;
     }
 }
 
@@ -220,6 +257,7 @@ struct User {
     cancels: Option<u64>, // turns after arrival
     vanishes: bool,       // drops the stream instead of cancelling politely
     reads_one_in: usize,  // 1: everything each turn; n: one event in n turns
+    speculation: Speculation,
 }
 
 impl User {
@@ -249,6 +287,8 @@ impl User {
             cancels: dice.one_in(5).then(|| dice.roll(40) as u64),
             vanishes: dice.one_in(2),
             reads_one_in: if dice.one_in(4) { 1 + dice.roll(6) } else { 1 },
+            speculation: [Speculation::Off, Speculation::Measured, Speculation::Always]
+                [dice.roll(3)],
         }
     }
 
@@ -274,6 +314,7 @@ impl User {
         request.logprobs = self.logprobs;
         request.priority = self.priority;
         request.cache_salt = self.salt;
+        request.speculation = self.speculation;
         request
     }
 }
@@ -337,7 +378,9 @@ impl Bench {
         let facts = ModelFacts::of(&model);
         limits.clamp_to(&facts);
         let shared = Shared::new(limits, facts);
-        let core = Core::new(Box::new(model), shared.clone(), observer);
+        let (clock, begun) = (model.clock.clone(), Instant::now());
+        let mut core = Core::new(Box::new(model), shared.clone(), observer);
+        core.clock = Box::new(move || begun + Duration::from_micros(clock.load(Ordering::Relaxed)));
         Bench { core, shared }
     }
 
@@ -349,7 +392,8 @@ impl Bench {
     }
 }
 
-/// The answer to `user` with nobody else around, in one chunk, from an empty cache.
+/// The answer to `user` with nobody else around, in one chunk, from an empty cache, one token a
+/// step.
 fn alone(user: &User, tokens_max: usize) -> Answer {
     let num_blocks = tokens_max.div_ceil(BLOCK_TOKENS);
     let limits = Limits {
@@ -360,7 +404,8 @@ fn alone(user: &User, tokens_max: usize) -> Answer {
         ..Limits::default()
     };
     let mut bench = Bench::new(FakeModel::new(num_blocks, tokens_max), limits, None);
-    let stream = bench.shared.submit(user.request());
+    let request = Request { speculation: Speculation::Off, ..user.request() };
+    let stream = bench.shared.submit(request);
     let mut stream = stream.unwrap_or_else(|error| panic!("alone it is accepted: {error}"));
     let mut answer = Answer { tokens: Vec::new(), reason: None };
     while answer.reason.is_none() {
@@ -375,6 +420,8 @@ fn alone(user: &User, tokens_max: usize) -> Answer {
 /// A user's place in a running scenario.
 struct Seat {
     user: User,
+    /// What is to come.
+    expected: Answer,
     stream: Option<EventStream>,
     answer: Answer,
     arrived: Option<u64>,
@@ -382,9 +429,20 @@ struct Seat {
 }
 
 impl Seat {
-    fn new(user: User) -> Seat {
+    fn new(user: User, tokens_max: usize) -> Seat {
+        let expected = alone(&user, tokens_max);
         let answer = Answer { tokens: Vec::new(), reason: None };
-        Seat { user, stream: None, answer, arrived: None, gone: false }
+        Seat { user, expected, stream: None, answer, arrived: None, gone: false }
+    }
+
+    /// The prompt and the answer to come.
+    fn future(&self) -> Vec<u32> {
+        let id = |event: &Event| match event {
+            Event::Token { id, .. } => Some(*id),
+            Event::Finished(_) => None,
+        };
+        let answer = self.expected.tokens.iter().filter_map(id);
+        self.user.tokens.iter().copied().chain(answer).collect()
     }
 
     fn is_over(&self) -> bool {
@@ -392,13 +450,15 @@ impl Seat {
     }
 
     /// Submits, reads, cancels: whatever the user does before turn `now`.
-    fn act(&mut self, now: u64, dice: &mut Dice, bench: &Bench, report: &mut Report) {
+    fn act(&mut self, now: u64, dice: &mut Dice, world: &World, report: &mut Report) {
+        let World { bench, scripture } = world;
         if self.is_over() || now < self.user.arrives {
             return;
         }
         let Some(stream) = &mut self.stream else {
             match bench.shared.submit(self.user.request()) {
                 Ok(stream) => {
+                    scripture.write(stream.id(), self.future());
                     self.stream = Some(stream);
                     self.arrived = Some(now);
                 }
@@ -429,20 +489,35 @@ impl Seat {
     }
 
     /// Compares what came with what comes when the user is alone.
-    fn judge(&self, tokens_max: usize, report: &mut Report) {
+    fn judge(&self, report: &mut Report) {
         report.tokens += self.answer.tokens.len() as u64;
-        let expected = alone(&self.user, tokens_max);
+        let expected = &self.expected;
         let cut = self.gone || matches!(self.answer.reason, Some(FinishReason::Cancelled(_)));
         if cut {
             assert!(expected.tokens.starts_with(&self.answer.tokens), "cut short, not changed");
             return;
         }
-        assert_eq!(self.answer, expected, "the same alone and in company");
+        assert_eq!(self.answer, *expected, "the same alone and in company");
         let failed = matches!(
             expected.reason,
             Some(FinishReason::NumericalError | FinishReason::ModelError(_))
         );
         report.failed += u64::from(failed);
+    }
+}
+
+/// An engine in which the future is known.
+struct World {
+    bench: Bench,
+    scripture: Scripture,
+}
+
+impl World {
+    fn new(mut bench: Bench) -> World {
+        let scripture = Scripture::default();
+        let theirs = scripture.clone();
+        bench.core.make_drafter = Box::new(move |id| theirs.drafter(id));
+        World { bench, scripture }
     }
 }
 
@@ -472,12 +547,16 @@ pub fn run(seed: u64) -> Report {
     let tokens_max = num_blocks * BLOCK_TOKENS;
     let beginnings = [false, false, true].map(|repeats| roll_beginning(&mut dice, repeats));
     let count = 2 + dice.roll(12);
-    let mut seats: Vec<Seat> =
-        (0..count).map(|_| Seat::new(User::roll(&mut dice, tokens_max, &beginnings))).collect();
+    let users: Vec<User> =
+        (0..count).map(|_| User::roll(&mut dice, tokens_max, &beginnings)).collect();
+
+    let mut seats: Vec<Seat> = users.into_iter().map(|user| Seat::new(user, tokens_max)).collect();
 
     let names = Names::default();
     let model = FakeModel::new(num_blocks, limits.batch_tokens_max);
-    let mut bench = Bench::new(model, limits, Some(Box::new(names.clone())));
+    let model = model.with_row_cost([0, 100, 2000][dice.roll(3)]);
+    let bench = Bench::new(model, limits, Some(Box::new(names.clone())));
+    let mut world = World::new(bench);
     let mut report = Report { requests: count as u64, ..Report::default() };
     // Slow readers take six turns a token on average, so this is generous and finite.
     let turns_max = 2000 + 400 * count as u64 * num_blocks as u64;
@@ -485,22 +564,24 @@ pub fn run(seed: u64) -> Report {
     while !(seats.iter().all(Seat::is_over) && idle) {
         assert!(report.turns < turns_max, "somebody starves after {turns_max} turns");
         for seat in &mut seats {
-            seat.act(report.turns, &mut dice, &bench, &mut report);
+            seat.act(report.turns, &mut dice, &world, &mut report);
         }
-        idle = bench.turn() == Turn::Idle;
-        assert_eq!(names.count(), bench.core.blocks.num_names(), "the observer knows the cache");
-        let paused = bench.core.sequences.running.iter().any(|sequence| sequence.paused);
+        idle = world.bench.turn() == Turn::Idle;
+        let core = &world.bench.core;
+        assert_eq!(names.count(), core.blocks.num_names(), "the observer knows the cache");
+        let paused = core.sequences.running.iter().any(|sequence| sequence.paused);
         report.paused_turns += u64::from(paused);
         report.turns += 1;
     }
-    let stats = bench.shared.stats();
+    let stats = world.bench.shared.stats();
+    (report.guessed, report.guessed_right) = (stats.drafts.computed, stats.drafts.accepted);
     report.preemptions = stats.preemptions;
     report.cached_tokens = stats.tokens_cached;
     assert_eq!((stats.running, stats.waiting), (0, 0), "nothing is left over");
     assert_eq!(stats.finished, count as u64, "no request is lost");
     assert_eq!(stats.blocks_free, num_blocks, "every block has come back");
     for seat in &seats {
-        seat.judge(tokens_max, &mut report);
+        seat.judge(&mut report);
     }
     report
 }

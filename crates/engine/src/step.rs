@@ -15,10 +15,11 @@ use crate::blocks::{BlockAllocator, BlockObserver};
 use crate::channel::stopped_summary;
 use crate::forward::{Forward, StepError, StepStats};
 use crate::handle::{Closing, EngineStats, Shared, Submission};
-use crate::request::{CancelReason, Event, FinishReason};
+use crate::request::{CancelReason, Event, FinishReason, RequestId};
 use crate::sampler::{SampleError, Sampler, check_row};
-use crate::scheduler::{self, Bounds, StepPlan};
+use crate::scheduler::{self, Bounds, PlannedSpan, StepPlan};
 use crate::sequence::{Sequence, Sequences};
+use crate::speculation::{Budget, DRAFT_TOKENS_MAX, DraftCounts, Drafter, Ngrams, StepCosts};
 
 /// The engine's mutable world, owned by one thread.
 pub(crate) struct Core {
@@ -33,7 +34,15 @@ pub(crate) struct Core {
     incoming: VecDeque<Submission>,
     ended: Vec<(usize, FinishReason)>, // (index of a running sequence, why), ascending
     totals: EngineStats,
+    budget: Budget,
+    costs: StepCosts,
+    /// Makes what guesses a request's tokens; the simulator has another.
+    pub(crate) make_drafter: MakeDrafter,
+    /// The time; the simulator has its own.
+    pub(crate) clock: Box<dyn Fn() -> Instant + Send>,
 }
+
+type MakeDrafter = Box<dyn Fn(RequestId) -> Box<dyn Drafter> + Send>;
 
 /// What a turn has come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +80,10 @@ impl Core {
             incoming: VecDeque::with_capacity(limits.sequences_max + limits.waiting_max),
             ended: Vec::with_capacity(limits.sequences_max),
             totals: EngineStats { blocks: facts.num_blocks, ..EngineStats::default() },
+            budget: Budget::new(facts.logit_rows_max.min(limits.batch_tokens_max)),
+            costs: StepCosts::default(),
+            make_drafter: Box::new(|_| Box::new(Ngrams::default())),
+            clock: Box::new(Instant::now),
             model,
             shared,
         }
@@ -86,6 +99,7 @@ impl Core {
         scheduler::plan(&mut self.sequences, &mut self.blocks, self.bounds, &mut self.plan);
         self.totals.preemptions += self.plan.preemptions;
         self.totals.tokens_cached += self.plan.cached_tokens;
+        self.speculate();
         let outcome = if self.plan.spans.is_empty() {
             let none = self.sequences.running.is_empty() && self.sequences.waiting.is_empty();
             Ok(if closing.is_some() && none { Turn::Done } else { Turn::Idle })
@@ -100,7 +114,10 @@ impl Core {
         let closing = self.shared.take_submissions(&mut self.incoming);
         while let Some(submission) = self.incoming.pop_front() {
             let (limits, model) = (&self.shared.limits, &self.shared.model);
-            self.sequences.wait(Sequence::new(submission, self.totals.steps, limits, model));
+            let drafter = (self.make_drafter)(submission.id);
+            let mut sequence = Sequence::new(submission, self.totals.steps, limits, model);
+            sequence.foresight.guess_by(drafter);
+            self.sequences.wait(sequence);
         }
         closing
     }
@@ -110,7 +127,7 @@ impl Core {
         let cancel = (closing == Some(Closing::Now)).then_some(CancelReason::Shutdown);
         let look = |sequence: &mut Sequence| {
             let status = sequence.sender.status();
-            sequence.paused = status.paused;
+            (sequence.paused, sequence.reader_room) = (status.paused, status.room);
             status.cancelled.or(cancel)
         };
         let mut index = 0;
@@ -135,10 +152,42 @@ impl Core {
         }
     }
 
+    /// Lets drafts join a step in which every sequence computes its last known token. Beside a
+    /// prompt they have no place: it takes what time there is.
+    fn speculate(&mut self) {
+        let Core { plan: StepPlan { spans, .. }, sequences, blocks, budget, costs, .. } = self;
+        let running = &mut sequences.running;
+        let generates = |span: &PlannedSpan| {
+            let sequence = &running[span.sequence];
+            span.tokens.len() == 1 && sequence.gap() == 1 && !sequence.suspect
+        };
+        if !spans.iter().all(generates) || !budget.begin(spans.len()) {
+            return;
+        }
+        for (index, span) in spans.iter().enumerate() {
+            let sequence = &mut running[span.sequence];
+            sequence.foresight.look(&sequence.tokens);
+            let chances = sequence.foresight.chances().take(sequence.draft_room());
+            budget.offer(index, chances, sequence.foresight.speculation);
+        }
+        for guess in budget.choose(spans.len(), costs) {
+            spans[guess.span].draft += 1;
+        }
+        for span in spans.iter_mut().filter(|span| span.draft > 0) {
+            // Everybody's next block comes before anybody's guess.
+            let spare = blocks.available() > running.len();
+            let Sequence { table, tokens, .. } = &mut running[span.sequence];
+            if spare {
+                table.grow(tokens.len() + span.draft, blocks);
+            }
+            span.draft = span.draft.min(table.tokens_max() - tokens.len());
+        }
+    }
+
     /// Computes the planned spans and hands out what comes of them.
     fn step(&mut self) -> Result<(), String> {
         self.fill_batch();
-        let begun = Instant::now();
+        let begun = (self.clock)();
         for span in &self.plan.spans {
             let clock = &mut self.sequences.running[span.sequence].tally.clock;
             clock.started.get_or_insert(begun);
@@ -148,8 +197,15 @@ impl Core {
         self.shared.mark_step(None);
         self.totals.steps += 1;
         match result {
-            Ok(stats) => self.harvest(stats),
+            Ok(stats) => {
+                let now = (self.clock)();
+                if self.plan.spans.iter().all(|span| span.tokens.len() == 1) {
+                    self.costs.note(self.batch.len(), now.saturating_duration_since(begun));
+                }
+                self.harvest(stats, now);
+            }
             Err(StepError::Fatal(message)) => return Err(message),
+            Err(_) if self.drop_drafts() => {}
             Err(StepError::Spans { spans, message }) => self.blame(spans, &message),
             Err(StepError::Batch(message)) => self.suspect(&message),
         }
@@ -162,33 +218,40 @@ impl Core {
         for span in &self.plan.spans {
             let sequence = &self.sequences.running[span.sequence];
             let first = u32::try_from(span.tokens.start).expect("positions fit 32 bits");
-            let blocks = &sequence.table.ids()[..span.tokens.end.div_ceil(BLOCK_TOKENS)];
-            let tokens = &sequence.tokens[span.tokens.clone()];
-            self.batch.push_span(tokens, first, blocks, WantLogits::Last);
+            let end = span.tokens.end + span.draft;
+            let blocks = &sequence.table.ids()[..end.div_ceil(BLOCK_TOKENS)];
+            let known = &sequence.tokens[span.tokens.clone()];
+            if span.draft == 0 {
+                self.batch.push_span(known, first, blocks, WantLogits::Last);
+                continue;
+            }
+            let mut tokens = [0; 1 + DRAFT_TOKENS_MAX];
+            let tokens = &mut tokens[..=span.draft];
+            tokens[0] = known[0];
+            tokens[1..].copy_from_slice(&sequence.foresight.draft()[..span.draft]);
+            self.batch.push_span(tokens, first, blocks, WantLogits::All);
         }
     }
 
-    /// After a step that succeeded: span `i` owns row `i` of the logits.
-    fn harvest(&mut self, stats: StepStats) {
-        let now = Instant::now();
+    /// After a step that succeeded. A span owns one row of logits, and one more for each token of
+    /// its draft.
+    fn harvest(&mut self, stats: StepStats, now: Instant) {
         let total = self.batch.len();
         self.totals.tokens_computed += total as u64;
         self.totals.expert_bytes += stats.expert_bytes;
-        for row in 0..self.plan.spans.len() {
-            let span = self.plan.spans[row].clone();
+        let mut row = 0;
+        for index in 0..self.plan.spans.len() {
+            let span = self.plan.spans[index].clone();
+            let (end, accepted) = self.advance(&span, row);
+            row += 1 + span.draft;
             let sequence = &mut self.sequences.running[span.sequence];
-            let share = u128::from(stats.expert_bytes) * span.tokens.len() as u128 / total as u128;
+            let drafts = DraftCounts { computed: span.draft as u64, accepted: accepted as u64 };
+            self.totals.drafts += drafts;
+            sequence.tally.drafts += drafts;
+            let computed = span.tokens.len() + span.draft;
+            let share = u128::from(stats.expert_bytes) * computed as u128 / total as u128;
             let decode = span.tokens.start >= sequence.prompt_tokens;
-            sequence.tally.experts.add(share as u64, span.tokens.len(), decode);
-            sequence.suspect = false;
-            sequence.computed = span.tokens.end;
-            let logits = self.model.logits(row);
-            let end = if sequence.gap() > 0 {
-                check_row(logits).err().map(sampling_failed)
-            } else {
-                self.totals.tokens_generated += 1;
-                sample(&mut self.sampler, logits, sequence, &self.shared.limits.eos_tokens)
-            };
+            sequence.tally.experts.add(share as u64, span.tokens.len() + accepted, decode);
             if !matches!(end, Some(FinishReason::NumericalError)) && self.bounds.prefix_cache {
                 let Sequence { table, tokens, computed, .. } = sequence;
                 table.publish(*computed, tokens, &mut self.blocks);
@@ -204,6 +267,50 @@ impl Core {
                 self.ended.push((span.sequence, reason));
             }
         }
+    }
+
+    /// Moves a sequence on by what was computed of it, whose logits begin at `row`. A gap that is
+    /// closed yields a token, and one more for each token of the draft that was right. Why the
+    /// sequence ends, if it does, and how many were.
+    fn advance(&mut self, span: &PlannedSpan, row: usize) -> (Option<FinishReason>, usize) {
+        let sequence = &mut self.sequences.running[span.sequence];
+        sequence.suspect = false;
+        sequence.computed = span.tokens.end;
+        if sequence.gap() > 0 {
+            return (check_row(self.model.logits(row)).err().map(sampling_failed), 0);
+        }
+        let eos_tokens = &self.shared.limits.eos_tokens;
+        let known = sequence.tokens.len();
+        let mut accepted = 0;
+        let end = loop {
+            let logits = self.model.logits(row + accepted);
+            let end = sample(&mut self.sampler, logits, sequence, eos_tokens);
+            self.totals.tokens_generated += 1;
+            let guessed = sequence.foresight.draft()[..span.draft].get(accepted);
+            if end.is_some() || guessed != sequence.tokens.last() {
+                break end;
+            }
+            accepted += 1;
+            sequence.computed += 1;
+        };
+        // What was computed on wrong guesses is forgotten: nobody reads beyond `computed`, and the
+        // next step writes there.
+        sequence.table.shrink(sequence.tokens.len(), &mut self.blocks);
+        sequence.foresight.learn(&sequence.tokens[known..]);
+        (end, accepted)
+    }
+
+    /// After a step that failed: takes drafts out of it, for good, and says whether there were any.
+    /// What nobody asked for must not end a request, so the step is repeated without them.
+    fn drop_drafts(&mut self) -> bool {
+        let mut any = false;
+        for span in self.plan.spans.iter().filter(|span| span.draft > 0) {
+            let sequence = &mut self.sequences.running[span.sequence];
+            sequence.foresight.give_up();
+            sequence.table.shrink(sequence.tokens.len(), &mut self.blocks);
+            any = true;
+        }
+        any
     }
 
     /// Ends the requests of the failed spans; the others have computed nothing and try again.
@@ -264,6 +371,7 @@ impl Core {
             stats.tokens_cached = totals.tokens_cached;
             stats.preemptions = totals.preemptions;
             stats.expert_bytes = totals.expert_bytes;
+            stats.drafts = totals.drafts;
             stats.finished = totals.finished;
         });
     }
@@ -280,9 +388,13 @@ impl Core {
         }
     }
 
-    /// Panics unless every block is where it should be.
+    /// Panics unless every block is where it should be, and nobody holds more than it needs.
     pub(crate) fn check(&self) {
         let running = &self.sequences.running;
+        for Sequence { table, tokens, .. } in running {
+            let needed = tokens.len().div_ceil(BLOCK_TOKENS);
+            assert!(table.ids().len() <= needed, "blocks of a draft go back");
+        }
         self.blocks.check(running.iter().flat_map(|sequence| sequence.table.ids()).copied());
     }
 }

@@ -3,7 +3,8 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
+use moeba_engine::Speculation;
 use moeba_text::Effort;
 
 use super::ModelArgs;
@@ -54,9 +55,33 @@ pub(crate) struct RunArgs {
     /// No figures on stderr at the end
     #[arg(long)]
     pub(crate) no_stats: bool,
+    /// Guess tokens ahead where the text repeats itself: the same answer, often sooner
+    #[arg(long, default_value = "auto", value_name = "WHEN")]
+    pub(crate) speculate: Speculate,
     /// How to choose tokens.
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
+}
+
+/// When tokens are guessed ahead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Speculate {
+    /// While measured times say that it gains
+    Auto,
+    /// Whenever the end of the text has come before, whatever it costs
+    Ngram,
+    /// Never
+    Off,
+}
+
+impl From<Speculate> for Speculation {
+    fn from(when: Speculate) -> Self {
+        match when {
+            Speculate::Auto => Self::Measured,
+            Speculate::Ngram => Self::Always,
+            Speculate::Off => Self::Off,
+        }
+    }
 }
 
 /// How the next token is chosen. What is not given comes from the model's own advice.
@@ -97,6 +122,7 @@ pub(crate) struct SamplingArgs {
 
 /// Flags of `moeba bench`.
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag a user types")]
 pub(crate) struct BenchArgs {
     /// Which model.
     #[command(flatten)]
@@ -125,6 +151,9 @@ pub(crate) struct BenchArgs {
     /// Skip measuring the machine's own limits
     #[arg(long)]
     pub(crate) no_machine: bool,
+    /// Measure guessing ahead instead: an edit and a story, with and without guesses by turns
+    #[arg(long, conflicts_with_all = ["prompt", "batch", "depth", "profile", "no_machine"])]
+    pub(crate) speculate: bool,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,

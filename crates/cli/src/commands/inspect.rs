@@ -18,7 +18,7 @@ use crate::args::InspectArgs;
 use crate::machine;
 use crate::models::Library;
 use crate::output::{Style, count, harmless, pairs, print, print_json, size, styled, table};
-use crate::runner::step_tokens_max;
+use crate::runner::{ANSWER_LOGITS_MAX, step_tokens_max};
 use crate::session::CTX_DEFAULT;
 use crate::settings::Settings;
 
@@ -72,7 +72,7 @@ impl Memory {
             context_tokens: ctx,
             kv_dtype: args.kv_type.into(),
             tokens_max: step_tokens_max(settings.precision),
-            logit_rows_max: 1,
+            logit_rows_max: ANSWER_LOGITS_MAX,
             threads: machine::threads(settings),
             precision: settings.precision,
             input_kinds: inspection.weights.as_ref().map_or(ActKinds::F32, |w| w.input_kinds),

@@ -185,6 +185,7 @@ pub(super) fn question(args: &RunArgs, session: &Session, asked: Asked) -> Quest
         sampling: sampling(&args.sampling, session.advice),
         max_tokens: Some(max_tokens.max(1)),
         stops: args.sampling.stop.clone(),
+        speculation: args.speculate.into(),
     }
 }
 
@@ -231,6 +232,9 @@ pub(super) fn figures(answer: &Answer) -> String {
     if let Some(bytes) = summary.experts.decode_bytes_per_token().filter(|bytes| *bytes > 0) {
         let _ = write!(line, " | {} of expert weights per token", size(bytes));
     }
+    if usage.drafts.computed > 0 {
+        let _ = write!(line, " | {} of {} guessed", usage.drafts.accepted, usage.drafts.computed);
+    }
     if answer.thought_tokens > 0 {
         let _ = write!(line, " | {} tokens of thoughts", answer.thought_tokens);
     }
@@ -257,6 +261,8 @@ fn to_json(answer: &Answer) -> Value {
             "cached_tokens": summary.usage.cached_tokens,
             "completion_tokens": summary.usage.completion_tokens,
             "reasoning_tokens": answer.thought_tokens,
+            "guessed_tokens": summary.usage.drafts.computed,
+            "guessed_tokens_accepted": summary.usage.drafts.accepted,
         },
         "timings": {
             "prompt_tokens_per_second": summary.prompt_tokens_per_second(),

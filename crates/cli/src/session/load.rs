@@ -18,13 +18,11 @@ use moeba_model::{LoadOptions, Model};
 use super::{Advice, Session, Words};
 use crate::args::KvType;
 use crate::machine;
-use crate::runner::step_tokens_max;
+use crate::runner::{ANSWER_LOGITS_MAX, step_tokens_max};
 use crate::settings::Settings;
 
 /// Tokens of context where nobody says otherwise.
 pub(crate) const CTX_DEFAULT: usize = 4096;
-/// Rows of logits of a step: one conversation needs one.
-const LOGIT_ROWS_MAX: usize = 1;
 
 /// What to load and how much room to give it.
 #[derive(Debug)]
@@ -66,7 +64,7 @@ impl Session {
             context_tokens: plan.ctx.min(claimed),
             kv_dtype: plan.kv_type.into(),
             tokens_max: step_tokens_max(settings.precision),
-            logit_rows_max: LOGIT_ROWS_MAX,
+            logit_rows_max: ANSWER_LOGITS_MAX,
             threads: pool.threads(),
             precision: settings.precision,
             input_kinds: model.input_kinds(),
@@ -106,6 +104,6 @@ fn decoder(
     }
     let cache = KvCache::new(model.spec(), num_blocks, plan.kv_type.into())
         .context("no memory for the cache of keys and values")?;
-    let workspace = Workspace::new(&model, &pool, tokens_max, LOGIT_ROWS_MAX);
+    let workspace = Workspace::new(&model, &pool, tokens_max, ANSWER_LOGITS_MAX);
     Ok(Box::new(Decoder::new(model, pool, cache, workspace)))
 }

@@ -13,7 +13,7 @@ mod words;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use moeba_engine::{EngineHandle, Request, SamplingParams, Summary};
+use moeba_engine::{EngineHandle, Request, SamplingParams, Speculation, Summary};
 use moeba_text::{ChatPrompt, ChatRequest, Reply, ReplyEvent, ReplyParser};
 
 pub(crate) use advice::Advice;
@@ -45,6 +45,8 @@ pub(crate) struct Question {
     pub(crate) max_tokens: Option<usize>,
     /// The answer ends before any of these.
     pub(crate) stops: Vec<String>,
+    /// Whether tokens are guessed ahead.
+    pub(crate) speculation: Speculation,
 }
 
 /// An answer that has ended.
@@ -139,6 +141,7 @@ impl Session {
         }
         let request = Request {
             sampling: question.sampling,
+            speculation: question.speculation,
             max_tokens: Some(question.max_tokens.unwrap_or(room).min(room)),
             ..Request::new(question.tokens)
         };

@@ -3,7 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use crate::tiny::{fixture, with_words};
+use moeba_model::files::Value;
+
+use crate::tiny::{fixture, with_changes, with_words};
 use crate::world::World;
 
 /// `logits` of a safetensors file: its shape and numbers.
@@ -192,4 +194,32 @@ fn bench_tells_medians_and_spread() {
     world
         .run(&["bench", "-m", args[2], "-p", "0", "-n", "0"])
         .failed_saying(&["nothing to measure"]);
+}
+
+#[test]
+fn bench_compares_answers_with_and_without_guesses() {
+    let world = World::new("bench_speculate");
+    // Prompts of single characters are long.
+    let longer = |metadata: &mut Vec<(String, Value)>| {
+        let context = metadata.iter_mut().find(|(key, _)| key == "llama.context_length").unwrap();
+        context.1 = Value::U32(4096);
+    };
+    let model = with_changes(&world, "llama", longer);
+    let args = ["bench", "--speculate", "-m", &model, "-n", "40", "-r", "2", "-t1"];
+    let shown = world.run(&[&args[..], &["--json"]].concat()).json();
+    let tests = shown["tests"].as_array().unwrap();
+    assert_eq!(tests.len(), 6);
+    for test in tests {
+        assert_eq!(test["same_answer_as_off"], true, "{test}");
+        assert_eq!(test["runs"].as_array().unwrap().len(), 2);
+        assert!(test["tokens_per_step"].as_f64().unwrap() >= 1.0);
+        let guessed = test["guessed_tokens"].as_u64().unwrap();
+        assert!(test["speculate"] != "off" || guessed == 0);
+    }
+    let text = world.run(&args).succeeded().out;
+    for word in ["edit", "story", "off", "auto", "ngram", "TIMES OFF", "RIGHT"] {
+        assert!(text.contains(word), "no `{word}` in {text}");
+    }
+    let both = [&args[..], &["--batch", "2"]].concat();
+    assert_eq!(world.run(&both).code, Some(2));
 }

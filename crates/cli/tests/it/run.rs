@@ -183,3 +183,19 @@ fn a_pipe_that_closes_is_no_failure() {
     let finished = Finished::from(child.wait_with_output().unwrap());
     assert_eq!((finished.code, finished.err.as_str()), (Some(0), ""));
 }
+
+#[test]
+fn guessing_ahead_changes_no_answer_and_is_told() {
+    let world = World::new("run_speculate");
+    let model = with_words(&world);
+    let ask = |when: &str| {
+        let flags = ["abcabcabcabcabc", "--speculate", when, "--json", "--temperature=0"];
+        run(&world, &model, &flags).json()
+    };
+    let (off, ngram, auto) = (ask("off"), ask("ngram"), ask("auto"));
+    assert_eq!(off["usage"]["guessed_tokens"], 0);
+    assert_eq!((&ngram["text"], &auto["text"]), (&off["text"], &off["text"]));
+    let count = |name: &str| ngram["usage"][name].as_u64().unwrap();
+    assert!(count("guessed_tokens_accepted") <= count("guessed_tokens"));
+    assert_eq!(count("completion_tokens"), off["usage"]["completion_tokens"].as_u64().unwrap());
+}

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use moeba_engine::{
     Decoder, Engine, EngineHandle, Event, EventStream, FinishReason, Forward, Limits, Request,
-    SamplingParams, StepError, StepStats, Summary,
+    STEP_ROWS_MAX, SamplingParams, Speculation, StepError, StepStats, Summary,
 };
 use moeba_kernels::attention::KvDType;
 use moeba_kernels::pool::{Pinning, Pool};
@@ -27,9 +27,10 @@ struct Setup {
     num_blocks: usize,
     prefix_cache: bool,
     kv: KvDType,
+    speculation: Speculation,
 }
 
-/// One sequence, the whole prompt in one step, nothing kept.
+/// One sequence, the whole prompt in one step, nothing kept, nothing guessed.
 const PLAIN: Setup = Setup {
     threads: 1,
     batch_tokens_max: 128,
@@ -37,6 +38,7 @@ const PLAIN: Setup = Setup {
     num_blocks: 8,
     prefix_cache: false,
     kv: KvDType::F32,
+    speculation: Speculation::Off,
 };
 
 fn decoder(path: &Path, setup: Setup) -> Decoder {
@@ -44,7 +46,11 @@ fn decoder(path: &Path, setup: Setup) -> Decoder {
     let pool = Pool::new(setup.threads, Pinning::None);
     let cache = KvCache::new(model.spec(), setup.num_blocks, setup.kv).expect("a small cache");
     let tokens_max = setup.batch_tokens_max;
-    let workspace = Workspace::new(&model, &pool, tokens_max, setup.sequences_max);
+    let logit_rows_max = match setup.speculation {
+        Speculation::Off => setup.sequences_max,
+        _ => STEP_ROWS_MAX,
+    };
+    let workspace = Workspace::new(&model, &pool, tokens_max, logit_rows_max);
     Decoder::new(model, pool, cache, workspace)
 }
 
@@ -83,7 +89,11 @@ const REQUESTS: usize = 4;
 /// The answers to all requests, submitted together or one after the other.
 fn answers(path: &Path, setup: Setup, together: bool) -> Vec<(Vec<Event>, Summary)> {
     let engine = start(path, setup);
-    let submit = |index| engine.submit(request(index, engine.model().vocab_size)).expect("room");
+    let submit = |index| {
+        let request = request(index, engine.model().vocab_size);
+        let request = Request { speculation: setup.speculation, ..request };
+        engine.submit(request).expect("room")
+    };
     let read = |stream: EventStream| {
         let mut events: Vec<Event> = stream.collect();
         match events.pop() {
@@ -132,6 +142,29 @@ fn the_same_request_yields_the_same_bits_in_every_company() {
 }
 
 #[test]
+fn guessing_ahead_changes_no_bit_and_is_counted() {
+    let (mut computed, mut accepted) = (0, 0);
+    for path in fixtures() {
+        let alone = answers(&path, PLAIN, false);
+        let guessed = Setup { speculation: Speculation::Always, prefix_cache: true, ..PLAIN };
+        let together = Setup { sequences_max: 4, num_blocks: 32, threads: 2, ..guessed };
+        let tight = Setup { num_blocks: 7, ..together };
+        for (setup, at_once) in [(guessed, false), (together, true), (tight, true)] {
+            for (one, other) in alone.iter().zip(answers(&path, setup, at_once)) {
+                assert_eq!(one.0, other.0, "{}", path.display());
+                assert_eq!(one.1.reason, other.1.reason);
+                let (plain, usage) = (one.1.usage, other.1.usage);
+                assert_eq!(usage.completion_tokens, plain.completion_tokens);
+                assert_eq!(plain.drafts.computed, 0);
+                computed += usage.drafts.computed;
+                accepted += usage.drafts.accepted;
+            }
+        }
+    }
+    assert!(accepted > 200 && computed > accepted + 200, "{accepted} of {computed}");
+}
+
+#[test]
 fn a_cache_of_another_format_changes_numbers_but_not_with_company() {
     let path = fixtures().swap_remove(0);
     for kv in [KvDType::F16, KvDType::BF16, KvDType::Q8] {
@@ -156,7 +189,7 @@ impl Forward for Counted {
         let mut result = None;
         let counted = allocation_counter::measure(|| result = Some(self.inner.forward(batch)));
         // The first steps touch memory set aside for good, and prompts are of any length.
-        if batch.len() == batch.spans.len() && batch.positions.iter().all(|&p| p > 50) {
+        if batch.len() == batch.logit_rows.len() && batch.positions.iter().all(|&p| p > 50) {
             self.decode_steps.fetch_add(1, Ordering::Relaxed);
             self.decode_allocations.fetch_add(counted.count_total, Ordering::Relaxed);
         }
@@ -186,7 +219,8 @@ impl Forward for Counted {
 fn a_decode_step_of_a_real_model_allocates_nothing() {
     for path in fixtures() {
         let (decode_allocations, decode_steps) = <(Arc<AtomicU64>, Arc<AtomicU64>)>::default();
-        let setup = Setup { sequences_max: 4, num_blocks: 32, ..PLAIN };
+        let speculation = Speculation::Always;
+        let setup = Setup { sequences_max: 4, num_blocks: 32, speculation, ..PLAIN };
         let inner = decoder(&path, setup);
         let counted = Counted {
             inner,
@@ -197,6 +231,7 @@ fn a_decode_step_of_a_real_model_allocates_nothing() {
         let ask = |index| {
             let mut request = request(index, engine.model().vocab_size);
             request.max_tokens = Some(60);
+            request.speculation = setup.speculation;
             engine.submit(request).expect("room")
         };
         let streams: Vec<EventStream> = (0..3).map(ask).collect();

@@ -14,4 +14,6 @@ fn simulated_seeds_keep_every_promise_and_reach_every_corner() {
     assert!(total.cancelled > 100, "{total:?}");
     assert!(total.failed > 100, "{total:?}");
     assert!(total.refused > 100, "{total:?}");
+    assert!(total.guessed_right > 2000, "{total:?}");
+    assert!(total.guessed > total.guessed_right + 2000, "{total:?}");
 }

@@ -6,6 +6,7 @@
 
 mod breakdown;
 mod report;
+mod speculation;
 mod test;
 
 use anyhow::{Result, ensure};
@@ -32,6 +33,9 @@ use crate::settings::Settings;
 /// # Errors
 /// If there is nothing to measure, or the model cannot be run.
 pub(crate) fn run(args: &BenchArgs, settings: &Settings) -> Result<()> {
+    if args.speculate {
+        return speculation::run(args, settings);
+    }
     let mut tests = tests(args)?;
     let path = Library::open(settings)?.resolve(args.model.get())?.path;
     let model = Model::load(&path, &settings.load_options())?;

@@ -23,7 +23,7 @@ use crate::machine;
 use crate::models::Library;
 use crate::output::{print, print_json};
 use crate::progress::Progress;
-use crate::runner::step_tokens_max;
+use crate::runner::{ANSWER_LOGITS_MAX, step_tokens_max};
 use crate::session::CTX_DEFAULT;
 use crate::settings::Settings;
 
@@ -91,7 +91,7 @@ pub(crate) fn run(args: &FitArgs, settings: &Settings) -> Result<()> {
         context_tokens,
         kv_dtype: args.kv_type.into(),
         tokens_max: step_tokens_max(settings.precision),
-        logit_rows_max: 1,
+        logit_rows_max: ANSWER_LOGITS_MAX,
         threads: machine::threads(settings),
         precision: settings.precision,
         input_kinds: weights(inspection).input_kinds,

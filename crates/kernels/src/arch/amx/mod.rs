@@ -196,14 +196,14 @@ impl Tiles {
         }
     }
 
-    /// Adds the product of inputs and weights to sums.
+    /// Adds the product of two tiles to sums.
     #[inline(always)]
-    fn multiply<const SUM: usize, const WEIGHTS: usize, const INPUTS: usize>(&self) {
+    fn multiply<const SUM: usize, const LEFT: usize, const RIGHT: usize>(&self) {
         // SAFETY: the tiles are configured, with shapes that fit each other.
         unsafe {
             tile_asm!(
-                "tdpbf16ps tmm{sum}, tmm{weights}, tmm{inputs}",
-                sum = const SUM, weights = const WEIGHTS, inputs = const INPUTS
+                "tdpbf16ps tmm{sum}, tmm{left}, tmm{right}",
+                sum = const SUM, left = const LEFT, right = const RIGHT
             );
         }
     }
