@@ -103,23 +103,27 @@ pub struct Job<'a> {
     pub output: &'a mut [f32],
 }
 
-/// A few rows of one product: what a worker takes at a time.
+/// A few rows of one product, for all of its inputs or some: what a worker takes at a time.
 pub(crate) struct Unit<'a> {
     pub(crate) weight: Matrix<'a>,
     pub(crate) rows: Range<usize>,
     pub(crate) input: &'a Activations,
     pub(crate) input_col: usize,
+    /// The inputs of the whole product.
     pub(crate) tokens: &'a Rows<'a>,
+    /// Those of this unit.
+    pub(crate) span: Range<usize>,
     output: Disjoint<'a, f32>,
 }
 
 impl Unit<'_> {
-    /// Lets `write` fill the outputs of `rows` (within the unit's own) for token `token`.
+    /// Lets `write` fill the outputs of `rows` for token `token`, both within the unit's own.
     #[inline(always)]
     pub(crate) fn output(&self, token: usize, rows: Range<usize>, write: impl FnOnce(&mut [f32])) {
         assert!(self.rows.start <= rows.start && rows.end <= self.rows.end, "another unit's rows");
+        assert!(self.span.contains(&token), "another unit's tokens");
         let first = token * self.weight.rows();
-        // SAFETY: every unit has its own rows (checked), and the slice lives for one call of a
+        // SAFETY: every unit has its own rows and tokens (checked), and the slice lives for one call of a
         // closure that cannot reach the unit's outputs otherwise.
         write(unsafe { self.output.piece(first + rows.start..first + rows.end) });
     }
@@ -131,9 +135,15 @@ const UNIT_ROWS: usize = 16;
 const UNITS_PER_THREAD: usize = 16;
 /// The same where tiles multiply: whoever takes a unit lays its inputs out.
 const TILED_UNITS_PER_THREAD: usize = 4;
-/// Weight bytes of a unit, at most: beyond this, taking a unit costs nothing anyway, and neither
-/// does laying its inputs out.
+/// Weight bytes of a unit, at most: beyond this, taking a unit costs nothing anyway.
 const UNIT_BYTES_MAX: usize = 2 << 20;
+/// The same where tiles multiply: laying inputs out has to cost nothing, too.
+const TILED_UNIT_BYTES_MAX: usize = 8 << 20;
+/// Inputs of a unit that tiles multiply, at most. Weights are converted for as many at a time
+/// anyway; a unit of all inputs and a few rows would lay out more than it multiplies.
+const TILED_UNIT_TOKENS: usize = 128;
+/// Inputs of a unit of float weights, at most: as many as the second cache holds for every row.
+const FLOAT_UNIT_TOKENS: usize = 64;
 
 /// Computes all `jobs` as one parallel region with the current instruction set.
 ///
@@ -210,14 +220,23 @@ fn job_cost(job: &Job<'_>) -> usize {
     if job.rows.is_empty() { 0 } else { row_cost(job) * job.weight.rows() }
 }
 
-/// Weight rows per unit when a unit should cost about `share`.
-fn unit_rows(job: &Job<'_>, share: usize) -> usize {
-    let rows = (share / row_cost(job).max(1)).min(UNIT_BYTES_MAX / row_bytes(job).max(1));
-    rows.max(1).next_multiple_of(UNIT_ROWS)
+/// Into how many spans of about the same length the inputs of a job are cut, and how many rows its
+/// units have when each should cost about `share`.
+fn cut(job: &Job<'_>, share: usize) -> (usize, usize) {
+    let is_float = ActKinds::of(job.weight.dtype()) == ActKinds::F32;
+    let (tokens_max, bytes_max) = match (is_float, job.input.by_tiles()) {
+        (true, _) => (FLOAT_UNIT_TOKENS, UNIT_BYTES_MAX),
+        (false, true) => (TILED_UNIT_TOKENS, TILED_UNIT_BYTES_MAX),
+        (false, false) => (usize::MAX, UNIT_BYTES_MAX),
+    };
+    let spans = job.rows.len().div_ceil(tokens_max).max(1);
+    let rows = (share * spans / row_cost(job).max(1)).min(bytes_max / row_bytes(job).max(1));
+    (spans, rows.max(1).next_multiple_of(UNIT_ROWS))
 }
 
 fn num_units(job: &Job<'_>, share: usize) -> usize {
-    if job.rows.is_empty() { 0 } else { job.weight.rows().div_ceil(unit_rows(job, share)) }
+    let (spans, rows) = cut(job, share);
+    if job.rows.is_empty() { 0 } else { spans * job.weight.rows().div_ceil(rows) }
 }
 
 /// Computes unit `index` of `job`.
@@ -225,8 +244,12 @@ fn num_units(job: &Job<'_>, share: usize) -> usize {
 /// # Safety
 /// No other thread computes the same unit, and nothing else touches the job's output meanwhile.
 unsafe fn run_unit(isa: Isa, job: &Job<'_>, index: usize, share: usize) {
-    let step = unit_rows(job, share);
-    let rows = index * step..((index + 1) * step).min(job.weight.rows());
+    let (spans, rows) = cut(job, share);
+    // Spans of the same rows follow one another: their weights are in the caches still.
+    let part = |index: usize, step: usize, len: usize| index * step..((index + 1) * step).min(len);
+    let tokens = job.rows.len();
+    let span = part(index % spans, tokens.div_ceil(spans), tokens);
+    let rows = part(index / spans, rows, job.weight.rows());
     let output = std::ptr::from_ref(&job.output).cast::<*mut [f32]>();
     // SAFETY: a `&mut [f32]` has the layout of a `*mut [f32]`; reading it as one makes no second
     // reference to the output, of which every unit takes only its own rows.
@@ -237,6 +260,7 @@ unsafe fn run_unit(isa: Isa, job: &Job<'_>, index: usize, share: usize) {
         input: job.input,
         input_col: job.input_col,
         tokens: &job.rows,
+        span,
         output,
     };
     (job.weight.dtype().format().product)(isa, &unit);

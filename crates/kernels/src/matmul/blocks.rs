@@ -31,9 +31,9 @@ pub(crate) fn run<S: Simd, F: BlockFormat>(s: S, unit: &Unit<'_>) {
     let mut panel = Panel::new(s);
     let mut inputs = [QuantisedRow::default(); INPUTS];
     let limbs = unit.input.precision().limbs();
-    let mut token = 0;
-    while token < unit.tokens.len() {
-        let tokens = token..(token + INPUTS / limbs).min(unit.tokens.len());
+    let mut token = unit.span.start;
+    while token < unit.span.end {
+        let tokens = token..(token + INPUTS / limbs).min(unit.span.end);
         for (index, input) in inputs[..tokens.len() * limbs].iter_mut().enumerate() {
             let row = unit.tokens.at(token + index / limbs);
             *input = unit.input.quantised(F::INPUT, (row, index % limbs), unit.input_col);

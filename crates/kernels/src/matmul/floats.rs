@@ -10,7 +10,6 @@ use crate::lanes::{self, Kernel, LANES, Narrow};
 
 /// Weight rows whose sums are in registers at once.
 const ROWS: usize = 4;
-
 /// Computes `unit`.
 ///
 /// # Panics
@@ -40,13 +39,12 @@ impl<F: FloatFormat> Kernel for Product<'_, F> {
     }
 }
 
-/// `R` rows from `row` on, for all tokens; returns `R`.
+/// `R` rows from `row` on, for the unit's tokens; returns `R`.
 #[inline(always)]
 fn row_tokens<L: Narrow, F: FloatFormat, const R: usize>(unit: &Unit<'_>, row: usize) -> usize {
-    let tokens = unit.tokens.len();
-    let mut token = 0;
-    while token < tokens {
-        token += if L::REGISTERS >= 32 && tokens - token >= 4 {
+    let mut token = unit.span.start;
+    while token < unit.span.end {
+        token += if L::REGISTERS >= 32 && unit.span.end - token >= 4 {
             tile::<L, F, R, 4>(unit, row, token)
         } else {
             tile::<L, F, R, 1>(unit, row, token)

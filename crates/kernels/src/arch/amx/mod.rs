@@ -1,7 +1,7 @@
 //! AMX: registers that are tiles of 16 rows of 64 bytes, and products of tiles.
 //!
-//! A tile product adds `A [16 inputs, 32 columns] · B [32 columns, 16 rows of weights]` to
-//! `C [16 inputs, 16 rows]`; `A` and `B` are bfloats, sums are single precision. That is several
+//! A tile product adds `A [16 rows, 32 columns] · B [32 columns, 16 inputs]` to `C [16 rows, 16
+//! inputs]`; `A` and `B` are bfloats, sums are single precision. That is several
 //! times what vectors do, and it is an arithmetic of its own: inputs and weights are rounded to 8
 //! bits of significand, which is thirty times closer to exact than the 8-bit integers with a common
 //! scale that other engines round inputs to, but not the bits of [`crate::matmul`]. It is used

@@ -63,11 +63,11 @@ pub(in crate::arch) unsafe fn run<F: BlockFormat>(unit: &Unit<'_>) {
         });
         // SAFETY: the caller promises AVX-512 and tiles.
         let product = unsafe { Product { s: Avx512::new(), tiles: Tiles::new(), unit } };
-        let tokens = unit.tokens.len();
+        let span = unit.span.clone();
         // As many passes as are needed, all about equally long.
-        let step = tokens.div_ceil(tokens.div_ceil(INPUTS));
-        for first in (0..tokens).step_by(step) {
-            product.pass::<F>(scratch, first..tokens.min(first + step));
+        let step = span.len().div_ceil(span.len().div_ceil(INPUTS));
+        for first in span.clone().step_by(step) {
+            product.pass::<F>(scratch, first..span.end.min(first + step));
         }
     });
 }
