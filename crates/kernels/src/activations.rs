@@ -95,9 +95,9 @@ impl Precision {
     }
 }
 
-/// As many inputs as share a product at least where bfloats are used: fewer are as fast, and
-/// better, as integers.
-const SHARED_MIN: usize = 12;
+/// As many inputs as share a product at least, or tokens an attended span, where bfloats are used:
+/// fewer are as fast, and better, otherwise. Below it no token depends on its company.
+pub const SHARED_MIN: usize = 12;
 
 /// Rows of i8 of one input row, at most.
 pub(crate) const LIMBS_MAX: usize = 2;

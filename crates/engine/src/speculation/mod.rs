@@ -29,14 +29,16 @@ mod odds;
 #[cfg(test)]
 mod tests;
 
+use moeba_kernels::activations::SHARED_MIN;
+
 pub(crate) use budget::Budget;
 pub(crate) use costs::StepCosts;
 pub(crate) use ngrams::Ngrams;
 use odds::Odds;
 
-/// The most rows of a step that has drafts. Below the two dozen at which some machines turn to
-/// other arithmetic (`Precision::Mixed`), so that drafts change no bit in any mode.
-pub const STEP_ROWS_MAX: usize = 16;
+/// The most rows of a step that has drafts. Below the number at which some machines turn to other
+/// arithmetic (`Precision::Mixed`), so that drafts change no bit in any mode.
+pub const STEP_ROWS_MAX: usize = SHARED_MIN - 1;
 
 /// The most tokens of one draft; with the token they follow they are eight rows. Longer ones are
 /// rarely right to the end, and where they are, the next step goes on with them.

@@ -32,6 +32,7 @@ pub(crate) use cache::widen;
 pub use cache::{BLOCK_TOKENS, KvDType, KvLayout, KvRole, KvTensor, kv_store};
 
 use crate::activations::Precision;
+use crate::activations::SHARED_MIN;
 use crate::arch;
 use crate::disjoint::Disjoint;
 use crate::isa::{self, Isa};
@@ -42,10 +43,8 @@ use tile::{Tile, WorkerScratch};
 
 /// Queries in a full tile. More would amortise widening better but fall out of the first cache.
 const TILE_ROWS: usize = 32;
-/// Tokens of a span from which on its queries go to tiles of bfloats: a few get the bits of one.
-const TILE_TOKENS_MIN: usize = 8;
-/// Queries of a span and key head from which on they go to tiles of bfloats. Tiles are faster from
-/// 8 to 12 on.
+/// Queries of a span of [`SHARED_MIN`] tokens and key head from which on they go to tiles of bfloats,
+/// which are faster from 8 to 12 on.
 const TILE_ROWS_MIN: usize = 16;
 
 /// Which keys a query at position p sees, beside "none after p".
@@ -353,7 +352,7 @@ impl<'a> Plan<'a> {
     /// together, each has a span of its own.
     fn by_tiles(&self, span: &Span) -> bool {
         let (tokens, rows) = (span.tokens.len(), span.tokens.len() * self.args.group());
-        self.tile_rows.is_some() && tokens >= TILE_TOKENS_MIN && rows >= TILE_ROWS_MIN
+        self.tile_rows.is_some() && tokens >= SHARED_MIN && rows >= TILE_ROWS_MIN
     }
 
     fn rows_per_task(&self, span: &Span) -> usize {
