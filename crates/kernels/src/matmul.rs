@@ -123,8 +123,8 @@ impl Unit<'_> {
         assert!(self.rows.start <= rows.start && rows.end <= self.rows.end, "another unit's rows");
         assert!(self.span.contains(&token), "another unit's tokens");
         let first = token * self.weight.rows();
-        // SAFETY: every unit has its own rows and tokens (checked), and the slice lives for one call of a
-        // closure that cannot reach the unit's outputs otherwise.
+        // SAFETY: every unit has its own rows and tokens (checked), and the slice lives for one
+        // call of a closure that cannot reach the unit's outputs otherwise.
         write(unsafe { self.output.piece(first + rows.start..first + rows.end) });
     }
 }

@@ -31,8 +31,7 @@ use std::sync::{Mutex, PoisonError};
 pub(crate) use cache::widen;
 pub use cache::{BLOCK_TOKENS, KvDType, KvLayout, KvRole, KvTensor, kv_store};
 
-use crate::activations::Precision;
-use crate::activations::SHARED_MIN;
+use crate::activations::{Precision, SHARED_MIN};
 use crate::arch;
 use crate::disjoint::Disjoint;
 use crate::isa::{self, Isa};
@@ -43,8 +42,8 @@ use tile::{Tile, WorkerScratch};
 
 /// Queries in a full tile. More would amortise widening better but fall out of the first cache.
 const TILE_ROWS: usize = 32;
-/// Queries of a span of [`SHARED_MIN`] tokens and key head from which on they go to tiles of bfloats,
-/// which are faster from 8 to 12 on.
+/// Queries of a key head, and a span of [`SHARED_MIN`] tokens at least, from which on they go to
+/// tiles of bfloats, which are faster from 8 to 12 on.
 const TILE_ROWS_MIN: usize = 16;
 
 /// Which keys a query at position p sees, beside "none after p".
