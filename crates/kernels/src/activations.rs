@@ -99,6 +99,9 @@ impl Precision {
 /// fewer are as fast, and better, otherwise. Below it no token depends on its company.
 pub const SHARED_MIN: usize = 12;
 
+/// Parts that each thread's share of the rows is rounded in, to even out a thread that is held up.
+const CHUNKS_PER_THREAD: usize = 8;
+
 /// Rows of i8 of one input row, at most.
 pub(crate) const LIMBS_MAX: usize = 2;
 
@@ -296,11 +299,8 @@ impl Activations {
             arch::fill(isa, &fill, 0..1);
             return;
         }
-        let per_worker = rows.div_ceil(pool.threads());
-        pool.run(&|worker| {
-            let first = (worker * per_worker).min(rows);
-            arch::fill(isa, &fill, first..(first + per_worker).min(rows));
-        });
+        let chunk = rows.div_ceil(pool.threads() * CHUNKS_PER_THREAD);
+        pool.for_each_chunk(rows, chunk, |_, rows| arch::fill(isa, &fill, rows));
     }
 
     /// Row `row` as floats, from column `col` to the end of its storage.
