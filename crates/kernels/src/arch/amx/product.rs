@@ -58,7 +58,7 @@ pub(in crate::arch) unsafe fn run<F: BlockFormat>(unit: &Unit<'_>) {
     assert!(unit.weight.cols() > 0, "sums begin with their first columns");
     SCRATCH.with_borrow_mut(|scratch| {
         let scratch = scratch.get_or_insert_with(|| {
-            // SAFETY: zeros are valid numbers, and the struct holds nothing else.
+            // SAFETY: zeros are valid numbers and pointers, and the struct holds nothing else.
             unsafe { Box::<Scratch>::new_zeroed().assume_init() }
         });
         // SAFETY: the caller promises AVX-512 and tiles.
