@@ -252,7 +252,7 @@ unsafe fn run_unit(isa: Isa, job: &Job<'_>, index: usize, share: usize) {
     let rows = part(index / spans, rows, job.weight.rows());
     let output = std::ptr::from_ref(&job.output).cast::<*mut [f32]>();
     // SAFETY: a `&mut [f32]` has the layout of a `*mut [f32]`; reading it as one makes no second
-    // reference to the output, of which every unit takes only its own rows.
+    // reference to the output, of which every unit takes only its own rows and tokens.
     let output = unsafe { Disjoint::from_raw(output.read()) };
     let unit = Unit {
         weight: job.weight,

@@ -41,7 +41,7 @@ pub(super) unsafe fn turns(turns: usize) -> f64 {
 const TILE_ROWS: usize = 16;
 /// Columns of weights and inputs that one tile product takes.
 const TILE_COLS: usize = 32;
-/// One tile of sums, `[16 inputs]` of 16 rows of weights.
+/// One tile of sums, `[16 rows of the left tile]` of 16 columns of the right one.
 type Sums = [[f32; 16]; TILE_ROWS];
 
 /// Whether the processor has tiles of bfloats and the operating system lets this process use the
@@ -132,8 +132,8 @@ macro_rules! tile_asm {
     };
 }
 
-/// This thread's tile registers, configured: tiles 0 to 3 are sums, 4 and 5 inputs, 6 and 7
-/// weights, all of 16 rows of 64 bytes.
+/// This thread's tile registers, configured: tiles 0 to 3 are sums, 4 and 5 left factors
+/// (weights; queries), 6 and 7 right ones (inputs; keys), all of 16 rows of 64 bytes.
 ///
 /// No other code of this program touches tile registers, and the operating system keeps them over
 /// switches of threads and signals, so what one method leaves in a tile the next one finds there.

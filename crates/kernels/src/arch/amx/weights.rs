@@ -37,12 +37,15 @@ pub(super) struct Pending {
     /// Rows of codes of formats that are [`Codes::Various`]; blocks of the file where it has fewer
     /// rows or columns than a panel.
     copy: [[u8; COPY_BYTES]; TILE_ROWS],
-    /// Where the first row's blocks or codes begin, and the bytes from one row to the next.
+    /// Where the first row's blocks begin in the file, and the bytes from one row to the next; null
+    /// where rows are in `copy`.
     rows: (*const u8, usize),
 }
 
 /// Bytes from one copied row to the next.
 const COPY_BYTES: usize = PANEL_BYTES_MAX.next_multiple_of(64);
+/// [`Pending::rows`] of rows that are in its `copy`.
+const COPIED: (*const u8, usize) = (std::ptr::null(), 0);
 
 /// Half a quarter of a panel: eight rows by 64 columns.
 #[derive(Clone, Copy)]
@@ -154,7 +157,7 @@ impl Pending {
         }
         let whole = PANEL_COLS / F::BLOCK_LEN * F::BLOCK_BYTES;
         self.rows = if matches!(F::CODES, Codes::Various) {
-            (self.copy.as_ptr().cast(), COPY_BYTES)
+            COPIED
         } else if rows == TILE_ROWS && row_bytes == whole {
             assert!((TILE_ROWS - 1) * stride + whole <= bytes.len(), "a panel past its matrix");
             (bytes.as_ptr(), stride)
@@ -162,13 +165,13 @@ impl Pending {
             for (row, copy) in self.copy.iter_mut().take(rows).enumerate() {
                 copy[..row_bytes].copy_from_slice(&bytes[row * stride..][..row_bytes]);
             }
-            (self.copy.as_ptr().cast(), COPY_BYTES)
+            COPIED
         };
     }
 
     /// A panel without rows, of which any numbers are made.
     pub(super) fn prepare_nothing(&mut self) {
-        self.rows = (self.copy.as_ptr().cast(), COPY_BYTES);
+        self.rows = COPIED;
     }
 
     /// Rows `8 half..` of a quarter of the columns, on their way to `tiles`.
@@ -179,7 +182,8 @@ impl Pending {
         tiles: &mut WeightTiles,
     ) -> Stripe<F> {
         let row = half * STRIPE_ROWS;
-        let (first, stride) = self.rows;
+        let (first, stride) =
+            if self.rows.0.is_null() { (self.copy.as_ptr().cast(), COPY_BYTES) } else { self.rows };
         let codes = row * stride + Of::<F>::FIRST + quarter * Of::<F>::STEPS[1];
         Stripe {
             codes: first.wrapping_add(codes),
