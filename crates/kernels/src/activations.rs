@@ -295,10 +295,6 @@ impl Activations {
             bfloats: Disjoint::new(&mut self.bfloats),
         };
         let isa = isa::current();
-        if rows == 1 {
-            arch::fill(isa, &fill, 0..1);
-            return;
-        }
         let chunk = rows.div_ceil(pool.threads() * CHUNKS_PER_THREAD);
         pool.for_each_chunk(rows, chunk, |_, rows| arch::fill(isa, &fill, rows));
     }

@@ -15,7 +15,7 @@ mod product;
 mod weights;
 
 use std::arch::asm;
-use std::arch::x86_64::{__cpuid_count, __m512i};
+use std::arch::x86_64::{__cpuid_count, __m512, __m512i, _mm512_cvtne2ps_pbh};
 use std::sync::OnceLock;
 
 pub(super) use attention::attend;
@@ -43,6 +43,14 @@ const TILE_ROWS: usize = 16;
 const TILE_COLS: usize = 32;
 /// One tile of sums, `[16 rows of the left tile]` of 16 columns of the right one.
 type Sums = [[f32; 16]; TILE_ROWS];
+
+/// `low` and `high`, one after the other, rounded to bfloats.
+#[target_feature(enable = "avx512f,avx512bf16")]
+#[inline]
+fn bfloats(low: __m512, high: __m512) -> __m512i {
+    // SAFETY: both types are 512 bits of anything.
+    unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(high, low)) }
+}
 
 /// Whether the processor has tiles of bfloats and the operating system lets this process use the
 /// registers. Asking is what makes Linux grant them, to all threads at once.

@@ -143,10 +143,8 @@ impl Product<'_> {
         let parts = panels.div_ceil(INPUT_TILES / token_tiles / DEPTH);
         let step = panels.div_ceil(parts) * per_panel;
         let rows_max = if parts == 1 { usize::MAX } else { TILE_ROWS * (TOTALS / token_tiles) };
-        let mut row = self.unit.rows.start;
-        while row < self.unit.rows.end {
+        for row in self.unit.rows.clone().step_by(rows_max) {
             let rows = row..self.unit.rows.end.min(row.saturating_add(rows_max));
-            row = rows.end;
             for block in (0..num_blocks).step_by(step) {
                 let blocks = block..num_blocks.min(block + step);
                 let depth = blocks.len() * F::BLOCK_LEN / TILE_COLS;
@@ -178,24 +176,23 @@ impl Product<'_> {
                 self.unpack::<F>(piece, &mut scratch.pending);
             }
             let ahead = self.look_ahead::<F>(part.get(index + 1));
-            let mut converted = piece.is_none();
+            // What is multiplied may be too short for all of what is converted meanwhile.
+            let beside =
+                piece.is_some() && before.as_ref().is_some_and(|p| p.depth::<F>() == DEPTH);
             if let Some(before) = &before {
                 let inputs = Inputs {
                     first: (before.blocks.start - part.blocks.start) * F::BLOCK_LEN / TILE_COLS,
                     stride: depth,
                     tiles: token_tiles,
                 };
-                // What is multiplied may be too short for all of what is converted meanwhile.
-                let fits = before.depth::<F>() == DEPTH && !converted;
-                converted |= fits;
-                self.quads::<F>(scratch, before, &inputs, (half, fits), &ahead);
+                self.quads::<F>(scratch, before, &inputs, (half, beside), &ahead);
                 let complete = before.blocks.end * F::BLOCK_LEN == self.unit.weight.cols();
                 if before.ends[1] && complete {
                     self.store(scratch, tokens.clone(), before);
                 }
                 half = 1 - half;
             }
-            if !converted {
+            if piece.is_some() && !beside {
                 convert_all::<F>(&scratch.pending, &mut scratch.weights[half]);
             }
             if piece.is_none() {
@@ -443,8 +440,7 @@ impl Quad<'_> {
         }
     }
 
-    /// Adds the products of 32 columns, and calls `between` with
-    /// `0..STRIPE_ROWS` meanwhile.
+    /// Adds the products of 32 columns, and calls `between` with `0..STRIPE_ROWS` meanwhile.
     #[inline(always)]
     fn step(&self, weights: [&Tile; 2], inputs: [&Tile; 2], mut between: impl FnMut(usize)) {
         let tiles = self.tiles;

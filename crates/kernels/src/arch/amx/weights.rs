@@ -8,11 +8,12 @@
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
 
-use super::{TILE_COLS, TILE_ROWS};
+use super::{TILE_COLS, TILE_ROWS, bfloats};
 use crate::arch::avx512::Avx512;
 use crate::formats::{
     BlockFormat, Codes, Form, NIBBLE, PANEL_BYTES_MAX, PANEL_COLS, PER_ROW, Panel,
 };
+use crate::lanes::transpose_16;
 
 /// A tile as it lies in memory: 16 rows of 64 bytes.
 pub(super) type Tile = [__m512i; TILE_ROWS];
@@ -115,9 +116,8 @@ impl<F: BlockFormat> Of<F> {
     const HALF: usize = if matches!(F::CODES, Codes::Nibbles { .. }) { 16 } else { 32 };
     /// Bytes from 32 columns to the next, and from a quarter of a panel to the next.
     const STEPS: [usize; 2] = match (F::CODES, F::BLOCK_LEN) {
-        (Codes::Various, _) => [Self::HALF, 2 * Self::HALF],
-        (_, 32) => [F::BLOCK_BYTES, 2 * F::BLOCK_BYTES],
-        (_, 64) => [Self::HALF, F::BLOCK_BYTES],
+        (Codes::Nibbles { .. } | Codes::Bytes { .. }, 32) => [F::BLOCK_BYTES, 2 * F::BLOCK_BYTES],
+        (Codes::Nibbles { .. } | Codes::Bytes { .. }, 64) => [Self::HALF, F::BLOCK_BYTES],
         _ => [Self::HALF, 2 * Self::HALF],
     };
     /// Scales from one column of a quarter on, in numbers.
@@ -128,7 +128,7 @@ impl<F: BlockFormat> Of<F> {
 
 impl Pending {
     /// Makes scales and shifts of what was unpacked, and finds or makes rows of codes.
-    /// `first` begins the first of `rows` rows of `row_bytes` bytes, `stride` apart.
+    /// `bytes` begin with the first of `rows` rows of `row_bytes` bytes, `stride` apart.
     #[target_feature(
         enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c"
     )]
@@ -146,6 +146,8 @@ impl Pending {
                 unsafe { _mm512_storeu_ps(kind[sub].as_mut_ptr(), scales) };
             }
         }
+        let whole = PANEL_COLS / F::BLOCK_LEN * F::BLOCK_BYTES;
+        self.rows = COPIED;
         if matches!(F::CODES, Codes::Various) {
             for (quarter, words) in self.panel.q.as_chunks::<TILE_ROWS>().0.iter().enumerate() {
                 for (row, line) in self.copy.iter_mut().zip(transpose(words)) {
@@ -154,19 +156,14 @@ impl Pending {
                     unsafe { _mm512_storeu_si512(codes.as_mut_ptr().cast(), line) };
                 }
             }
-        }
-        let whole = PANEL_COLS / F::BLOCK_LEN * F::BLOCK_BYTES;
-        self.rows = if matches!(F::CODES, Codes::Various) {
-            COPIED
         } else if rows == TILE_ROWS && row_bytes == whole {
             assert!((TILE_ROWS - 1) * stride + whole <= bytes.len(), "a panel past its matrix");
-            (bytes.as_ptr(), stride)
+            self.rows = (bytes.as_ptr(), stride);
         } else {
             for (row, copy) in self.copy.iter_mut().take(rows).enumerate() {
                 copy[..row_bytes].copy_from_slice(&bytes[row * stride..][..row_bytes]);
             }
-            COPIED
-        };
+        }
     }
 
     /// A panel without rows, of which any numbers are made.
@@ -289,7 +286,7 @@ impl<F: BlockFormat> Stripe<F> {
         let words = _mm512_cvtepu8_epi16(bytes);
         // The permutation reads five bits: the table's upper half is for the lower nibbles, whose
         // fifth bit has to be set anyway.
-        let table = rounded(odd, even);
+        let table = bfloats(odd, even);
         let (nibble, upper) = (_mm512_set1_epi16(15), _mm512_set1_epi16(16));
         // upper | (words & nibble)
         let low = _mm512_ternarylogic_epi32::<0xf8>(upper, words, nibble);
@@ -321,12 +318,12 @@ impl<F: BlockFormat> Stripe<F> {
             let (first, second) = unsafe { (self.levels(row, col), self.levels(row, col + 16)) };
             let upper = _mm512_inserti64x4::<1>(_mm512_setzero_si512(), _mm256_set1_epi16(16));
             let index = _mm512_ternarylogic_epi32::<0xf8>(upper, words, _mm512_set1_epi16(15));
-            return _mm512_permutexvar_epi16(index, rounded(first, second));
+            return _mm512_permutexvar_epi16(index, bfloats(first, second));
         }
         // SAFETY: as above.
         let levels = unsafe { self.levels(row, col) };
         // Both halves of the table are the same, so the fifth bit is free.
-        _mm512_permutexvar_epi16(words, rounded(levels, levels))
+        _mm512_permutexvar_epi16(words, bfloats(levels, levels))
     }
 
     /// 32 columns of bytes.
@@ -341,7 +338,7 @@ impl<F: BlockFormat> Stripe<F> {
         // SAFETY: the caller promises bytes and scales.
         let (low, high) =
             unsafe { (self.widened(codes, row, col), self.widened(codes.add(16), row, col + 16)) };
-        rounded(low, high)
+        bfloats(low, high)
     }
 
     /// 16 columns of bytes.
@@ -364,47 +361,14 @@ impl<F: BlockFormat> Stripe<F> {
     }
 }
 
-/// 16 columns and the next 16, rounded.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")]
-#[inline]
-fn rounded(low: __m512, high: __m512) -> __m512i {
-    // SAFETY: both types are 512 bits of anything.
-    unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(high, low)) }
-}
-
 /// Word `i` of line `j` becomes word `j` of line `i`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")]
 #[inline]
 pub(super) fn transpose(lines: &Tile) -> Tile {
-    let mut pairs = *lines;
-    for i in 0..8 {
-        let (a, b) = (lines[2 * i], lines[2 * i + 1]);
-        (pairs[2 * i], pairs[2 * i + 1]) =
-            (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-    }
-    // Line 4i + k: word k of lines 4i..4i + 4, in each quarter that quarter's.
-    let mut fours = pairs;
-    for i in 0..4 {
-        let p = |k: usize| pairs[4 * i + k];
-        fours[4 * i] = _mm512_unpacklo_epi64(p(0), p(2));
-        fours[4 * i + 1] = _mm512_unpackhi_epi64(p(0), p(2));
-        fours[4 * i + 2] = _mm512_unpacklo_epi64(p(1), p(3));
-        fours[4 * i + 3] = _mm512_unpackhi_epi64(p(1), p(3));
-    }
-    let mut out = fours;
-    for k in 0..4 {
-        let [a, b, c, d] = [0, 1, 2, 3].map(|i| fours[4 * i + k]);
-        let (ab_even, ab_odd) =
-            (_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0xdd>(a, b));
-        let (cd_even, cd_odd) =
-            (_mm512_shuffle_i32x4::<0x88>(c, d), _mm512_shuffle_i32x4::<0xdd>(c, d));
-        out[k] = _mm512_shuffle_i32x4::<0x88>(ab_even, cd_even);
-        out[4 + k] = _mm512_shuffle_i32x4::<0x88>(ab_odd, cd_odd);
-        out[8 + k] = _mm512_shuffle_i32x4::<0xdd>(ab_even, cd_even);
-        out[12 + k] = _mm512_shuffle_i32x4::<0xdd>(ab_odd, cd_odd);
-    }
-    out
+    // SAFETY: the machine has AVX-512, and all these types are a kilobyte of anything.
+    unsafe { std::mem::transmute(transpose_16(std::mem::transmute::<Tile, [__m512; 16]>(*lines))) }
 }
+
 /// `d * sc` and `e * m` of sub-block `sub`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")]
 #[inline]

@@ -5,7 +5,8 @@ use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
 use super::Attend;
-use super::weigh::{bfloats, load, store_bfloats, store_line};
+use super::weigh::{load, store_bfloats, store_line};
+use crate::arch::amx::bfloats;
 use crate::attention::bfloats::{Bfloats, DEPTH, KEYS, ROWS, pad};
 use crate::attention::{BLOCK_TOKENS, Values, widen};
 use crate::isa::Isa;

@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 use std::f32::consts::LOG2_E;
 
+use crate::arch::amx::bfloats;
 use crate::attention::bfloats::{DEPTH, KEYS, PAIR, ROWS, Scores, State, Sums, Weights};
 
 /// Vectors of a query's scores.
@@ -170,14 +171,6 @@ fn add_pairs(sums: __m512, numbers: __m512i) -> __m512 {
 #[inline]
 pub(super) fn store_bfloats(line: &mut [u16; DEPTH], low: __m512, high: __m512) {
     store_line(line, bfloats(low, high));
-}
-
-/// `low` and `high`, one after the other, rounded to bfloats.
-#[target_feature(enable = "avx512f,avx512bf16")]
-#[inline]
-pub(super) fn bfloats(low: __m512, high: __m512) -> __m512i {
-    // SAFETY: both types are 512 bits of anything.
-    unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(high, low)) }
 }
 
 /// Stores a row of a tile.
