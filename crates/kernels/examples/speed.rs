@@ -1,7 +1,8 @@
 //! How fast every format is multiplied on every instruction set, next to what memory can do.
 //!
 //! `cargo run --release -p moeba-kernels --example speed -- [--formats Q4_K,Q8_0] [--isas avx512]
-//! [--tokens 1,4,64] [--mib 1024] [--rounds 5] [--threads 2] [--clock wall] [--activations 16]`
+//! [--tokens 1,4,64] [--cols 4096] [--mib 1024] [--rounds 5] [--threads 2] [--clock wall]
+//! [--activations 16]`
 //!
 //! On a busy machine `--threads 1 --clock cpu` counts the seconds this process really had.
 //! Every round reads the weights plainly, then multiplies them, so that a noisy neighbour hurts
@@ -25,12 +26,11 @@ use moeba_kernels::os::memory::Region;
 use moeba_kernels::pool::{Pinning, Pool};
 use moeba_kernels::tensor::{Matrix, ScaleType, Scales};
 
-const COLS: usize = 4096;
-
 struct Options {
     formats: Vec<DType>,
     isas: Vec<Isa>,
     tokens: Vec<usize>,
+    cols: usize,
     mib: usize,
     rounds: usize,
     threads: usize,
@@ -69,6 +69,7 @@ fn options() -> Options {
             .iter()
             .map(|text| text.parse().expect("a number of tokens"))
             .collect(),
+        cols: number("cols", 4096),
         mib: number("mib", 1024),
         rounds: number("rounds", 5),
         threads: number("threads", 2),
@@ -84,10 +85,10 @@ fn options() -> Options {
 }
 
 /// Weights of one format: 64 encoded rows, repeated.
-fn fill(region: &mut Region, dtype: DType, rows: usize) {
-    let row_bytes = dtype.row_bytes(COLS).expect("4096 is a whole number of blocks");
+fn fill(region: &mut Region, dtype: DType, rows: usize, cols: usize) {
+    let row_bytes = dtype.row_bytes(cols).expect("a whole number of blocks");
     let mut seed = 1u32;
-    let mut values = vec![0f32; COLS];
+    let mut values = vec![0f32; cols];
     let mut pattern = vec![0u8; 64 * row_bytes];
     for row in pattern.chunks_exact_mut(row_bytes) {
         for value in &mut values {
@@ -110,7 +111,7 @@ fn fill(region: &mut Region, dtype: DType, rows: usize) {
 }
 
 /// The tile of scales that lie apart, as most checkpoints have it, and their bytes: all of them 1.
-fn scales(dtype: DType, rows: usize) -> Option<(ScaleType, [usize; 2], Vec<u8>)> {
+fn scales(dtype: DType, rows: usize, cols: usize) -> Option<(ScaleType, [usize; 2], Vec<u8>)> {
     let ScaleLayout::Apart(apart) = dtype.format().scales else { return None };
     let tile = match dtype {
         DType::F8E4M3 => [128, 128],
@@ -124,20 +125,25 @@ fn scales(dtype: DType, rows: usize) -> Option<(ScaleType, [usize; 2], Vec<u8>)>
         ScaleType::F16 => &[0, 0x3c],
         ScaleType::F32 => &[0, 0, 0x80, 0x3f],
     };
-    Some((kind, tile, one.repeat(rows.div_ceil(tile[0]) * COLS.div_ceil(tile[1]))))
+    Some((kind, tile, one.repeat(rows.div_ceil(tile[0]) * cols.div_ceil(tile[1]))))
 }
 
-/// Seconds to read `bytes` once with all threads.
+/// Seconds to read `bytes` once with all threads, four streams each as in `moeba probe`.
 fn read_seconds(pool: &Pool, bytes: &[u8], clock: ClockId) -> f64 {
     const CHUNK: usize = 1 << 20;
     let (next, total) = (AtomicUsize::new(0), AtomicU64::new(0));
     let start = seconds(clock);
     pool.run(&|_| {
-        let mut sums = [0u64; 16];
+        let mut sums = [0u64; 8];
         while let Some(chunk) = bytes.chunks(CHUNK).nth(next.fetch_add(1, Ordering::Relaxed)) {
-            for line in chunk.as_chunks::<128>().0 {
-                for (sum, word) in sums.iter_mut().zip(line.as_chunks::<8>().0) {
-                    *sum = sum.wrapping_add(u64::from_ne_bytes(*word));
+            let lines = chunk.as_chunks::<64>().0;
+            let quarter = lines.len() / 4;
+            for line in 0..quarter {
+                for stream in 0..4 {
+                    let words = lines[stream * quarter + line].as_chunks::<8>().0;
+                    for (sum, word) in sums.iter_mut().zip(words) {
+                        *sum = sum.wrapping_add(u64::from_ne_bytes(*word));
+                    }
                 }
             }
         }
@@ -160,9 +166,9 @@ fn main() {
     println!("{} MiB of weights, {} threads", options.mib, options.threads);
     println!("format       isa     tokens   GB/s   Gop/s   read GB/s   of read (range)");
     for &dtype in &options.formats {
-        let row_bytes = dtype.row_bytes(COLS).expect("4096 is a whole number of blocks");
+        let row_bytes = dtype.row_bytes(options.cols).expect("a whole number of blocks");
         let rows = (options.mib << 20) / row_bytes / 64 * 64;
-        fill(&mut region, dtype, rows);
+        fill(&mut region, dtype, rows, options.cols);
         for &isa in &options.isas {
             for &tokens in &options.tokens {
                 measure(&options, &pool, &region, (dtype, rows, isa, tokens));
@@ -177,19 +183,21 @@ fn measure(
     region: &Region,
     (dtype, rows, isa, tokens): (DType, usize, Isa, usize),
 ) {
-    let row_bytes = dtype.row_bytes(COLS).expect("4096 is a whole number of blocks");
+    let cols = options.cols;
+    let row_bytes = dtype.row_bytes(cols).expect("a whole number of blocks");
     // Many tokens are bound by arithmetic, not memory: fewer rows show as much in less time.
     let rows = (rows / tokens.div_ceil(4)).next_multiple_of(64).min(rows);
     let bytes = &region[..rows * row_bytes];
-    let x: Vec<f32> = (0..tokens * COLS).map(|i| (i % 97) as f32 - 48.0).collect();
+    let x: Vec<f32> = (0..tokens * cols).map(|i| (i % 97) as f32 - 48.0).collect();
     let precision = if isa == Isa::Amx { Precision::Mixed } else { options.precision };
-    let mut input = Activations::with_capacity(tokens, COLS, precision, ActKinds::ALL);
-    input.set(pool, &x, tokens, COLS, ActKinds::of(dtype));
+    let mut input = Activations::with_capacity(tokens, cols, precision, ActKinds::ALL);
+    input.set(pool, &x, tokens, cols, ActKinds::of(dtype));
     let mut output = vec![0f32; tokens * rows];
-    let apart = scales(dtype, rows);
-    let mut weight = Matrix::new(dtype, rows, COLS, bytes);
-    if let Some((kind, [rows, cols], bytes)) = &apart {
-        weight = weight.with_scales(Scales { kind: *kind, rows: *rows, cols: *cols, bytes });
+    let apart = scales(dtype, rows, cols);
+    let mut weight = Matrix::new(dtype, rows, cols, bytes);
+    if let Some((kind, tile, bytes)) = &apart {
+        let [rows, cols] = *tile;
+        weight = weight.with_scales(Scales { kind: *kind, rows, cols, bytes });
     }
     let scales = apart.as_ref().map_or(&[][..], |(.., bytes)| bytes);
     let num_bytes = (bytes.len() + scales.len()) as f64;
@@ -210,7 +218,7 @@ fn measure(
         }
     }
     let (read, speed, ratio) = (median(&mut reads), median(&mut speeds), median(&mut ratios));
-    let operations = speed * 2.0 * (tokens * rows * COLS) as f64 / num_bytes;
+    let operations = speed * 2.0 * (tokens * rows * cols) as f64 / num_bytes;
     println!(
         "{:12} {:7} {tokens:6} {speed:6.1} {operations:7.0} {read:11.1} {ratio:9.3} ({:.3}-{:.3})",
         dtype.name(),

@@ -31,6 +31,7 @@
 //! of bfloat(w) * bfloat(x)` in single precision, in an order that tiles choose.
 
 mod blocks;
+mod few;
 mod floats;
 
 use std::ops::Range;

@@ -38,6 +38,7 @@ impl BlockFormat for Int4 {
     const BLOCK_BYTES: usize = 16;
     const INPUT: ActKind = ActKind::I8x32Pairs;
     const SCALES: ScaleLayout = ScaleLayout::Apart(&SCALES);
+    const STEP: usize = 8;
     type Form = Symmetric<32, 32, NIBBLE, PER_ROW>;
     const CODES: Codes = Codes::nibbles(0, 1);
     const ENCODE: Option<EncodeBlock> = Some(encode);
@@ -49,11 +50,11 @@ impl BlockFormat for Int4 {
     }
 
     #[inline(always)]
-    fn unpack<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize) {
+    fn unpack_step<S: Simd>(s: S, rows: &BlockRows<'_, S>, _step: usize, q: &mut [S::U]) {
         let low = s.splat(0x0f0f_0f0f);
         for (i, word) in rows.columns(0).into_iter().enumerate() {
-            panel.q[8 * slot + 2 * i] = s.and(word, low);
-            panel.q[8 * slot + 2 * i + 1] = s.and(s.shr::<4>(word), low);
+            q[2 * i] = s.and(word, low);
+            q[2 * i + 1] = s.and(s.shr::<4>(word), low);
         }
     }
 

@@ -40,6 +40,7 @@ impl BlockFormat for Iq4Nl {
     const GGML_TYPE: Option<u32> = Some(20);
     const BLOCK_LEN: usize = 32;
     const BLOCK_BYTES: usize = 18;
+    const STEP: usize = 8;
     type Form = Symmetric<32, 32, BYTE, 128>;
     const CODES: Codes = Codes::Nibbles { first: 2, run: 16, levels: &CODES };
     const ENCODE: Option<EncodeBlock> = Some(encode);
@@ -53,9 +54,8 @@ impl BlockFormat for Iq4Nl {
     }
 
     #[inline(always)]
-    fn unpack<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize) {
-        Self::unpack_scales(s, rows, panel, slot);
-        unpack_nibbles(s, &CODES, rows.columns(2), &mut panel.q[8 * slot..]);
+    fn unpack_step<S: Simd>(s: S, rows: &BlockRows<'_, S>, _step: usize, q: &mut [S::U]) {
+        unpack_nibbles(s, &CODES, rows.columns(2), q);
     }
 
     #[inline(always)]

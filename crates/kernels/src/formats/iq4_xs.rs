@@ -36,6 +36,7 @@ impl BlockFormat for Iq4Xs {
     const GGML_TYPE: Option<u32> = Some(23);
     const BLOCK_LEN: usize = 256;
     const BLOCK_BYTES: usize = 136;
+    const STEP: usize = 8;
     type Form = Symmetric<256, 32, BYTE, 128>;
     const CODES: Codes = Codes::Nibbles { first: 8, run: 16, levels: &CODES };
     const ENCODE: Option<EncodeBlock> = Some(encode);
@@ -52,12 +53,8 @@ impl BlockFormat for Iq4Xs {
     }
 
     #[inline(always)]
-    fn unpack<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize) {
-        Self::unpack_scales(s, rows, panel, slot);
-        for j in 0..8 {
-            let words = rows.columns(8 + 16 * j);
-            iq4_nl::unpack_nibbles(s, &CODES, words, &mut panel.q[8 * j..]);
-        }
+    fn unpack_step<S: Simd>(s: S, rows: &BlockRows<'_, S>, step: usize, q: &mut [S::U]) {
+        iq4_nl::unpack_nibbles(s, &CODES, rows.columns(8 + 16 * step), q);
     }
 
     #[inline(always)]

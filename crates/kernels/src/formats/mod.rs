@@ -63,6 +63,8 @@ pub(crate) const PANEL_COLS: usize = 256;
 pub(crate) const PANEL_WORDS: usize = PANEL_COLS / 4;
 /// Blocks of 32 in a panel.
 pub(crate) const PANEL_BLOCKS: usize = PANEL_COLS / 32;
+/// Words of a step, at most: they and their sums have to fit in registers.
+pub(crate) const STEP_MAX: usize = 16;
 /// Lanes of the widest vector.
 pub(crate) const LANES_MAX: usize = 16;
 /// Bytes of a row's panel in the widest format: a block of Q8_K.
@@ -201,14 +203,38 @@ pub(crate) trait BlockFormat: 'static {
     type Form: Form;
     /// How its codes lie; where this says so, [`BlockFormat::unpack_scales`] has to be there, too.
     const CODES: Codes = Codes::Various;
+    /// Words of codes (four columns each) that [`BlockFormat::unpack_step`] brings, at most
+    /// [`STEP_MAX`], whole sub-blocks only; in formats of short blocks all of a block. 0 where the
+    /// format has an `unpack` of its own instead.
+    const STEP: usize = 0;
     /// Encodes one block: `values` `[BLOCK_LEN]` and how much an error in each counts (see
     /// [`EncodeBlock`]) to `block` `[BLOCK_BYTES]`; `None` if the format can only be read.
     const ENCODE: Option<EncodeBlock>;
 
     /// Decodes one block: `block` `[BLOCK_BYTES]` to `values` `[BLOCK_LEN]`.
     fn decode(block: &[u8], values: &mut [f32]);
-    /// Unpacks one block of every row as block number `slot` of the panel.
-    fn unpack<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize);
+    /// The codes of some columns of one block of every row: step `step` of the block.
+    #[inline(always)]
+    fn unpack_step<S: Simd>(_s: S, _rows: &BlockRows<'_, S>, _step: usize, _q: &mut [S::U]) {
+        unreachable!("a format with steps says what they bring");
+    }
+    /// Which word of the block is word `word` of a step. Sub-blocks stay together.
+    #[inline(always)]
+    fn place(step: usize, word: usize) -> usize {
+        step * Self::STEP + word
+    }
+    /// Unpacks one block of every row, scales and codes, as block number `slot` of the panel.
+    #[inline(always)]
+    fn unpack<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize) {
+        Self::unpack_scales(s, rows, panel, slot);
+        for step in 0..Self::BLOCK_LEN / 4 / Self::STEP {
+            let mut q = [s.splat(0); STEP_MAX];
+            Self::unpack_step(s, rows, step, &mut q[..Self::STEP]);
+            for (word, &q) in q[..Self::STEP].iter().enumerate() {
+                panel.q[Self::BLOCK_LEN / 4 * slot + Self::place(step, word)] = q;
+            }
+        }
+    }
     /// The part of [`BlockFormat::unpack`] that brings scales (`d`, `e`, `sc`, `m`).
     #[inline(always)]
     fn unpack_scales<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize) {
@@ -247,6 +273,8 @@ pub(crate) const fn block_row<F: BlockFormat>() -> Format {
     assert!(F::BLOCK_LEN.is_multiple_of(<F::Form as Form>::INPUT_LEN));
     assert!(F::INPUT.block_len() == <F::Form as Form>::INPUT_LEN);
     assert!(matches!(<F::Form as Form>::Q_MAX, NIBBLE | SEVEN_BITS | BYTE));
+    assert!(F::STEP <= STEP_MAX && (F::STEP == 0 || (F::BLOCK_LEN / 4).is_multiple_of(F::STEP)));
+    assert!(F::STEP == 0 || F::BLOCK_LEN == PANEL_COLS || F::STEP == F::BLOCK_LEN / 4);
     assert!(<F::Form as Form>::SYMMETRIC || <F::Form as Form>::Q_MAX < BYTE || F::BLOCK_LEN == 32);
     assert!(match F::CODES {
         Codes::Various => true,

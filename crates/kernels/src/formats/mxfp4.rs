@@ -41,6 +41,7 @@ impl BlockFormat for Mxfp4 {
     const GGML_TYPE: Option<u32> = Some(39);
     const BLOCK_LEN: usize = 32;
     const BLOCK_BYTES: usize = 17;
+    const STEP: usize = 8;
     type Form = Form;
     const CODES: Codes = Codes::Nibbles { first: 1, run: 16, levels: &E2M1_Q };
     const ENCODE: Option<EncodeBlock> = Some(encode);
@@ -54,9 +55,8 @@ impl BlockFormat for Mxfp4 {
     }
 
     #[inline(always)]
-    fn unpack<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize) {
-        Self::unpack_scales(s, rows, panel, slot);
-        iq4_nl::unpack_nibbles(s, &E2M1_Q, rows.columns(1), &mut panel.q[8 * slot..]);
+    fn unpack_step<S: Simd>(s: S, rows: &BlockRows<'_, S>, _step: usize, q: &mut [S::U]) {
+        iq4_nl::unpack_nibbles(s, &E2M1_Q, rows.columns(1), q);
     }
 
     #[inline(always)]

@@ -31,6 +31,7 @@ impl BlockFormat for Mxfp4Planes {
     const BLOCK_BYTES: usize = 16;
     const INPUT: ActKind = ActKind::I8x32Pairs;
     const SCALES: ScaleLayout = ScaleLayout::Apart(&SCALES);
+    const STEP: usize = 8;
     type Form = super::mxfp4::Form;
     const CODES: Codes = Codes::Nibbles { first: 0, run: 1, levels: &minifloat::E2M1_Q };
     const ENCODE: Option<EncodeBlock> = Some(encode);
@@ -40,8 +41,8 @@ impl BlockFormat for Mxfp4Planes {
     }
 
     #[inline(always)]
-    fn unpack<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize) {
-        unpack_pairs(s, rows, panel, slot);
+    fn unpack_step<S: Simd>(s: S, rows: &BlockRows<'_, S>, _step: usize, q: &mut [S::U]) {
+        unpack_pairs(s, rows, q);
     }
 
     #[inline(always)]

@@ -40,6 +40,7 @@ impl BlockFormat for Nvfp4 {
     const BLOCK_LEN: usize = 64;
     const BLOCK_BYTES: usize = 36;
     const INPUT: ActKind = ActKind::I8x16;
+    const STEP: usize = 16;
     type Form = Form;
     const CODES: Codes = Codes::Nibbles { first: 4, run: 8, levels: &minifloat::E2M1_Q };
     const ENCODE: Option<EncodeBlock> = Some(encode);
@@ -58,14 +59,13 @@ impl BlockFormat for Nvfp4 {
     }
 
     #[inline(always)]
-    fn unpack<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize) {
-        Self::unpack_scales(s, rows, panel, slot);
+    fn unpack_step<S: Simd>(s: S, rows: &BlockRows<'_, S>, _step: usize, q: &mut [S::U]) {
         let low = s.splat(0x0f0f_0f0f);
         for half in 0..2 {
             for (i, word) in rows.columns(4 + 16 * half).into_iter().enumerate() {
-                let first = 16 * slot + 8 * half + 4 * (i / 2) + i % 2;
-                panel.q[first] = s.lookup(&minifloat::E2M1_Q, s.and(word, low));
-                panel.q[first + 2] = s.lookup(&minifloat::E2M1_Q, s.and(s.shr::<4>(word), low));
+                let first = 8 * half + 4 * (i / 2) + i % 2;
+                q[first] = s.lookup(&minifloat::E2M1_Q, s.and(word, low));
+                q[first + 2] = s.lookup(&minifloat::E2M1_Q, s.and(s.shr::<4>(word), low));
             }
         }
     }

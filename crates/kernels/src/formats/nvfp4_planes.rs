@@ -30,6 +30,7 @@ impl BlockFormat for Nvfp4Planes {
     const BLOCK_BYTES: usize = 16;
     const INPUT: ActKind = ActKind::I8x16Pairs;
     const SCALES: ScaleLayout = ScaleLayout::Apart(&SCALES);
+    const STEP: usize = 8;
     type Form = super::nvfp4::Form;
     const CODES: Codes = Codes::Nibbles { first: 0, run: 1, levels: &minifloat::E2M1_Q };
     const ENCODE: Option<EncodeBlock> = Some(encode);
@@ -39,8 +40,8 @@ impl BlockFormat for Nvfp4Planes {
     }
 
     #[inline(always)]
-    fn unpack<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize) {
-        unpack_pairs(s, rows, panel, slot);
+    fn unpack_step<S: Simd>(s: S, rows: &BlockRows<'_, S>, _step: usize, q: &mut [S::U]) {
+        unpack_pairs(s, rows, q);
     }
 
     #[inline(always)]
@@ -72,17 +73,11 @@ pub(super) fn decode_pairs(block: &[u8], values: &mut [f32]) {
 
 /// 16 bytes of 32 E2M1 weights in pairs as `q`, in the order of inputs of the same kind.
 #[inline(always)]
-pub(super) fn unpack_pairs<S: Simd>(
-    s: S,
-    rows: &BlockRows<'_, S>,
-    panel: &mut Panel<S>,
-    slot: usize,
-) {
+pub(super) fn unpack_pairs<S: Simd>(s: S, rows: &BlockRows<'_, S>, q: &mut [S::U]) {
     let low = s.splat(0x0f0f_0f0f);
     for (i, word) in rows.columns(0).into_iter().enumerate() {
-        let first = 8 * slot + 2 * i;
-        panel.q[first] = s.lookup(&minifloat::E2M1_Q, s.and(word, low));
-        panel.q[first + 1] = s.lookup(&minifloat::E2M1_Q, s.and(s.shr::<4>(word), low));
+        q[2 * i] = s.lookup(&minifloat::E2M1_Q, s.and(word, low));
+        q[2 * i + 1] = s.lookup(&minifloat::E2M1_Q, s.and(s.shr::<4>(word), low));
     }
 }
 

@@ -24,6 +24,7 @@ impl BlockFormat for Q4_0 {
     const GGML_TYPE: Option<u32> = Some(2);
     const BLOCK_LEN: usize = 32;
     const BLOCK_BYTES: usize = 18;
+    const STEP: usize = 8;
     type Form = Symmetric<32, 32, NIBBLE, 8>;
     const CODES: Codes = Codes::nibbles(2, 16);
     const ENCODE: Option<EncodeBlock> = Some(encode);
@@ -37,12 +38,11 @@ impl BlockFormat for Q4_0 {
     }
 
     #[inline(always)]
-    fn unpack<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize) {
-        Self::unpack_scales(s, rows, panel, slot);
+    fn unpack_step<S: Simd>(s: S, rows: &BlockRows<'_, S>, _step: usize, q: &mut [S::U]) {
         let low = s.splat(0x0f0f_0f0f);
         for (i, word) in rows.columns(2).into_iter().enumerate() {
-            panel.q[8 * slot + i] = s.and(word, low);
-            panel.q[8 * slot + 4 + i] = s.and(s.shr::<4>(word), low);
+            q[i] = s.and(word, low);
+            q[4 + i] = s.and(s.shr::<4>(word), low);
         }
     }
 

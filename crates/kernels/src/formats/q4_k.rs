@@ -25,6 +25,7 @@ impl BlockFormat for Q4K {
     const GGML_TYPE: Option<u32> = Some(12);
     const BLOCK_LEN: usize = 256;
     const BLOCK_BYTES: usize = 144;
+    const STEP: usize = 16;
     type Form = Affine<256, 32, NIBBLE>;
     const CODES: Codes = Codes::nibbles(16, 32);
     const ENCODE: Option<EncodeBlock> = Some(encode);
@@ -41,15 +42,13 @@ impl BlockFormat for Q4K {
     }
 
     #[inline(always)]
-    fn unpack<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize) {
-        Self::unpack_scales(s, rows, panel, slot);
+    fn unpack_step<S: Simd>(s: S, rows: &BlockRows<'_, S>, step: usize, q: &mut [S::U]) {
         let low = s.splat(0x0f0f_0f0f);
-        for column in 0..8 {
-            let words = rows.columns(16 + 16 * column);
-            let first = 16 * (column / 2) + 4 * (column % 2);
+        for half in 0..2 {
+            let words = rows.columns(16 + 32 * step + 16 * half);
             for (i, word) in words.into_iter().enumerate() {
-                panel.q[first + i] = s.and(word, low);
-                panel.q[first + 8 + i] = s.and(s.shr::<4>(word), low);
+                q[4 * half + i] = s.and(word, low);
+                q[8 + 4 * half + i] = s.and(s.shr::<4>(word), low);
             }
         }
     }

@@ -37,6 +37,7 @@ impl BlockFormat for Q6K {
     const GGML_TYPE: Option<u32> = Some(14);
     const BLOCK_LEN: usize = 256;
     const BLOCK_BYTES: usize = 210;
+    const STEP: usize = 16;
     type Form = Symmetric<256, 16, SEVEN_BITS, 32>;
     const ENCODE: Option<EncodeBlock> = Some(encode);
 
@@ -51,27 +52,33 @@ impl BlockFormat for Q6K {
     }
 
     #[inline(always)]
-    fn unpack<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize) {
+    fn unpack_scales<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize) {
         panel.d[slot] = s.widen_f16(s.shr::<16>(rows.column(206)));
         for (i, word) in rows.columns(192).into_iter().enumerate() {
             scale_bytes::signed(s, word, &mut panel.sc[4 * i..]);
         }
+    }
+
+    #[inline(always)]
+    fn place(step: usize, word: usize) -> usize {
+        32 * (step / 2) + 4 * (step % 2) + 8 * (word / 4) + word % 4
+    }
+
+    #[inline(always)]
+    fn unpack_step<S: Simd>(s: S, rows: &BlockRows<'_, S>, step: usize, q: &mut [S::U]) {
         let (low, high) = (s.splat(0x0f0f_0f0f), s.splat(0x3030_3030));
-        for column in 0..4 {
-            let (half, i) = (column / 2, column % 2);
-            let top = rows.columns(128 + 16 * column);
-            let near = rows.columns(64 * half + 16 * i);
-            let far = rows.columns(64 * half + 32 + 16 * i);
-            for w in 0..4 {
-                let first = 32 * half + 4 * i + w;
-                let t = top[w];
-                panel.q[first] = s.or(s.and(near[w], low), s.and(s.shl::<4>(t), high));
-                panel.q[first + 8] = s.or(s.and(far[w], low), s.and(s.shl::<2>(t), high));
-                let nibble = s.and(s.shr::<4>(near[w]), low);
-                panel.q[first + 16] = s.or(nibble, s.and(t, high));
-                let nibble = s.and(s.shr::<4>(far[w]), low);
-                panel.q[first + 24] = s.or(nibble, s.and(s.shr::<2>(t), high));
-            }
+        let (half, i) = (step / 2, step % 2);
+        let top = rows.columns(128 + 32 * half + 16 * i);
+        let near = rows.columns(64 * half + 16 * i);
+        let far = rows.columns(64 * half + 32 + 16 * i);
+        for w in 0..4 {
+            let t = top[w];
+            q[w] = s.or(s.and(near[w], low), s.and(s.shl::<4>(t), high));
+            q[w + 4] = s.or(s.and(far[w], low), s.and(s.shl::<2>(t), high));
+            let nibble = s.and(s.shr::<4>(near[w]), low);
+            q[w + 8] = s.or(nibble, s.and(t, high));
+            let nibble = s.and(s.shr::<4>(far[w]), low);
+            q[w + 12] = s.or(nibble, s.and(s.shr::<2>(t), high));
         }
     }
 }

@@ -24,6 +24,7 @@ impl BlockFormat for Q8_0 {
     const GGML_TYPE: Option<u32> = Some(8);
     const BLOCK_LEN: usize = 32;
     const BLOCK_BYTES: usize = 34;
+    const STEP: usize = 8;
     type Form = Symmetric<32, 32, BYTE, 128>;
     const CODES: Codes = Codes::Bytes { first: 2 };
     const ENCODE: Option<EncodeBlock> = Some(encode);
@@ -36,13 +37,12 @@ impl BlockFormat for Q8_0 {
     }
 
     #[inline(always)]
-    fn unpack<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize) {
-        Self::unpack_scales(s, rows, panel, slot);
+    fn unpack_step<S: Simd>(s: S, rows: &BlockRows<'_, S>, _step: usize, q: &mut [S::U]) {
         let plus_128 = s.splat(0x8080_8080);
         for half in 0..2 {
             let words = rows.columns(2 + 16 * half);
             for (i, word) in words.into_iter().enumerate() {
-                panel.q[8 * slot + 4 * half + i] = s.xor(word, plus_128);
+                q[4 * half + i] = s.xor(word, plus_128);
             }
         }
     }

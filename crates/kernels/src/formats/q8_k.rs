@@ -26,6 +26,7 @@ impl BlockFormat for Q8K {
     const GGML_TYPE: Option<u32> = Some(15);
     const BLOCK_LEN: usize = 256;
     const BLOCK_BYTES: usize = 292;
+    const STEP: usize = 16;
     type Form = Symmetric<256, 32, BYTE, 128>;
     const ENCODE: Option<EncodeBlock> = Some(encode);
 
@@ -37,14 +38,19 @@ impl BlockFormat for Q8K {
     }
 
     #[inline(always)]
-    fn unpack<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize) {
+    fn unpack_scales<S: Simd>(s: S, rows: &BlockRows<'_, S>, panel: &mut Panel<S>, slot: usize) {
         debug_assert_eq!(slot, 0, "a long block fills the panel");
         panel.d[0] = s.bits_to_f32(rows.column(0));
         panel.sc[..8].fill(s.splat(1));
+    }
+
+    #[inline(always)]
+    fn unpack_step<S: Simd>(s: S, rows: &BlockRows<'_, S>, step: usize, q: &mut [S::U]) {
         let plus_128 = s.splat(0x8080_8080);
-        for column in 0..16 {
-            for (i, word) in rows.columns(4 + 16 * column).into_iter().enumerate() {
-                panel.q[4 * column + i] = s.xor(word, plus_128);
+        for column in 0..4 {
+            let words = rows.columns(4 + 64 * step + 16 * column);
+            for (i, word) in words.into_iter().enumerate() {
+                q[4 * column + i] = s.xor(word, plus_128);
             }
         }
     }

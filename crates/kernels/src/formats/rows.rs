@@ -67,51 +67,43 @@ impl<'a, S: Simd> BlockRows<'a, S> {
     }
 }
 
-/// Lines still to be requested from memory for a later panel, a few with every read of this one:
-/// all at once they would fill the processor's line buffers and stall the reads behind them.
+/// Lines still to be requested from memory for later rows, a few with every read of these: all at
+/// once they would fill the processor's line buffers and stall the reads behind them.
+///
+/// They are requested as [`STREAMS`] runs of consecutive lines side by side. Memory hands out
+/// neighbouring lines fastest; one run alone leaves it idle wherever a page ends.
 pub(crate) struct LookAhead {
     next: Cell<*const u8>,
-    /// No row is requested that starts here or later.
     end: *const u8,
-    stride: usize,
-    rows_per_read: usize,
-    lines: usize,
+    apart: usize,
 }
 
+/// Runs of lines that are requested side by side.
+pub(crate) const STREAMS: usize = 4;
+
 impl LookAhead {
-    /// Requests `lines` cache lines of each row, `rows_per_read` rows at a time; the rows start
-    /// `first` bytes into `bytes` and are `stride` apart. Nothing past `bytes` is requested: it
-    /// may be another tensor's, or nobody's.
+    /// Requests the cache lines of `first`, and of as many bytes `apart`, twice and three times
+    /// `apart` bytes further on. The caller sees to it that all of them are the same matrix's.
     #[inline(always)]
-    pub(crate) fn new(
-        bytes: &[u8],
-        first: usize,
-        stride: usize,
-        (rows_per_read, lines): (usize, usize),
-    ) -> Self {
-        let next = Cell::new(bytes.as_ptr().wrapping_add(first));
-        let beside_first = 64 * lines.saturating_sub(1);
-        let end = bytes.as_ptr().wrapping_add(bytes.len().saturating_sub(beside_first));
-        Self { next, end, stride, rows_per_read, lines }
+    pub(crate) fn new(first: &[u8], apart: usize) -> Self {
+        let bytes = first.as_ptr_range();
+        Self { next: Cell::new(bytes.start), end: bytes.end, apart }
     }
 
     /// Requests nothing.
     pub(crate) fn nothing() -> Self {
-        Self::new(&[], 0, 0, (0, 0))
+        Self::new(&[], 0)
     }
 
-    /// Requests the next rows.
+    /// Requests the next line of every run: 256 bytes, as much as 16 rows' next 16 bytes.
     #[inline(always)]
     pub(crate) fn request(&self) {
-        for _ in 0..self.rows_per_read {
-            let row = self.next.get();
-            if row >= self.end {
-                return;
+        let line = self.next.get();
+        if line < self.end {
+            for run in 0..STREAMS {
+                arch::prefetch(line.wrapping_add(run * self.apart));
             }
-            for line in 0..self.lines {
-                arch::prefetch(row.wrapping_add(64 * line));
-            }
-            self.next.set(row.wrapping_add(self.stride));
+            self.next.set(line.wrapping_add(64));
         }
     }
 }

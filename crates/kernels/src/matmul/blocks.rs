@@ -8,11 +8,11 @@
 
 use std::ops::Range;
 
-use super::Unit;
+use super::{Unit, few};
 use crate::activations::{LONG_SUM_WORDS, QuantisedRow};
 use crate::dtype::ScaleLayout;
 use crate::formats::apart::Part;
-use crate::formats::rows::{BlockRows, LookAhead};
+use crate::formats::rows::{BlockRows, LookAhead, STREAMS};
 use crate::formats::{
     BYTE, BlockFormat, Form, LANES_MAX, NIBBLE, PANEL_BLOCKS, PANEL_BYTES_MAX, PANEL_COLS,
     PANEL_WORDS, PER_ROW, Panel,
@@ -22,8 +22,6 @@ use crate::tensor::Factor;
 
 /// Rows of i8 that share one unpacking: their running sums and inputs should stay in the caches.
 const INPUTS: usize = 64;
-/// How many panels ahead of use weights are requested from memory.
-const LOOK_AHEAD_PANELS: usize = 4;
 
 /// Computes `unit`.
 #[inline(always)]
@@ -42,7 +40,9 @@ pub(crate) fn run<S: Simd, F: BlockFormat>(s: S, unit: &Unit<'_>) {
         let mut first = unit.rows.start;
         while first < unit.rows.end {
             let rows = first..(first + S::LANES).min(unit.rows.end);
-            panel_rows::<S, F>(s, unit, &mut panel, rows.clone(), inputs, tokens.clone());
+            if !few::panel_rows::<S, F>(s, unit, &mut panel, rows.clone(), inputs, tokens.clone()) {
+                panel_rows::<S, F>(s, unit, &mut panel, rows.clone(), inputs, tokens.clone());
+            }
             first = rows.end;
         }
         token = tokens.end;
@@ -76,17 +76,29 @@ fn panel_rows<S: Simd, F: BlockFormat>(
         tiles::<S, F::Form>(s, panel, block * parts..end * parts, inputs, &mut acc);
         block = end;
     }
-    for (limbs, token) in acc.chunks_exact(inputs.len() / tokens.len()).zip(tokens) {
-        let sum = match limbs {
-            // The coarse limb first, then what it left over: one order, so one result.
-            [coarse, fine] => s.fma(*fine, s.splat_f32(1.0), *coarse),
-            _ => limbs[0],
-        };
-        unit.store(s, sum, token, rows.clone());
-    }
+    unit.store_limbs(s, &acc[..inputs.len()], tokens, rows);
 }
 
 impl Unit<'_> {
+    /// Stores a panel's sums of some tokens: `sums` are those of their limbs, one or two each.
+    #[inline(always)]
+    pub(super) fn store_limbs<S: Simd>(
+        &self,
+        s: S,
+        sums: &[S::F],
+        tokens: Range<usize>,
+        rows: Range<usize>,
+    ) {
+        for (limbs, token) in sums.chunks_exact(sums.len() / tokens.len()).zip(tokens) {
+            let sum = match limbs {
+                // The coarse limb first, then what it left over: one order, so one result.
+                [coarse, fine] => s.fma(*fine, s.splat_f32(1.0), *coarse),
+                _ => limbs[0],
+            };
+            self.store(s, sum, token, rows.clone());
+        }
+    }
+
     /// Stores a panel's sums of token `token`, times the matrix's factor.
     #[inline(always)]
     pub(crate) fn store<S: Simd>(&self, s: S, sums: S::F, token: usize, rows: Range<usize>) {
@@ -111,9 +123,7 @@ pub(crate) fn unpack<S: Simd, F: BlockFormat>(
     place: (Range<usize>, Range<usize>),
     ahead: &LookAhead,
 ) {
-    unpack_by::<S, F>(s, unit, panel, place, ahead, |rows, panel, slot| {
-        F::unpack(s, rows, panel, slot);
-    });
+    unpack_by::<S, F, true>(s, unit, panel, place, ahead);
 }
 
 /// [`unpack`] where only the scales are wanted.
@@ -125,21 +135,18 @@ pub(crate) fn unpack_scales<S: Simd, F: BlockFormat>(
     panel: &mut Panel<S>,
     place: (Range<usize>, Range<usize>),
 ) {
-    let nothing = LookAhead::nothing();
-    unpack_by::<S, F>(s, unit, panel, place, &nothing, |rows, panel, slot| {
-        F::unpack_scales(s, rows, panel, slot);
-    });
+    unpack_by::<S, F, false>(s, unit, panel, place, &LookAhead::nothing());
 }
 
-/// Calls `unpack` for each of `blocks`, and brings scales that lie apart.
+/// Unpacks scales, wherever they lie, and `CODES` if they are wanted. (A constant, not a function
+/// that is passed: those are not always inlined, and then lose the vector instructions.)
 #[inline(always)]
-fn unpack_by<S: Simd, F: BlockFormat>(
+fn unpack_by<S: Simd, F: BlockFormat, const CODES: bool>(
     s: S,
     unit: &Unit<'_>,
     panel: &mut Panel<S>,
     (rows, blocks): (Range<usize>, Range<usize>),
     ahead: &LookAhead,
-    unpack: impl Fn(&BlockRows<'_, S>, &mut Panel<S>, usize),
 ) {
     let (bytes, stride) = (unit.weight.bytes(), unit.weight.row_bytes());
     let offset = blocks.start * F::BLOCK_BYTES;
@@ -159,7 +166,11 @@ fn unpack_by<S: Simd, F: BlockFormat>(
     for slot in 0..blocks.len() {
         let offset = first + slot * F::BLOCK_BYTES;
         let rows = BlockRows::new(s, bytes, offset, (stride, F::BLOCK_BYTES), ahead);
-        unpack(&rows, panel, slot);
+        if CODES {
+            F::unpack(s, &rows, panel, slot);
+        } else {
+            F::unpack_scales(s, &rows, panel, slot);
+        }
     }
     if <F::Form as Form>::INPUT_LEN == PANEL_COLS && <F::Form as Form>::SYMMETRIC {
         // Here `m = offset * sc`: the panel's `m` are the `sc`, two to a word, and `offset` comes
@@ -176,21 +187,22 @@ fn unpack_by<S: Simd, F: BlockFormat>(
 }
 
 /// What to request from memory while the panel of block `block` and the rows from `row` on is
-/// unpacked: a few panels further on. Past the end of the rows come the next panel's rows; past the
-/// matrix, nothing.
+/// unpacked: its share of the next panel's rows. They lie in memory one after the other, and are
+/// requested in that order, however short rows are; past the matrix there is nothing.
 #[inline(always)]
-fn look_ahead<S: Simd, F: BlockFormat>(unit: &Unit<'_>, row: usize, block: usize) -> LookAhead {
-    let (bytes, stride) = (unit.weight.bytes(), unit.weight.row_bytes());
-    let offset = block * F::BLOCK_BYTES;
-    let panel_bytes = PANEL_COLS / F::BLOCK_LEN * F::BLOCK_BYTES;
-    let mut distance = LOOK_AHEAD_PANELS * panel_bytes;
-    if offset + distance >= stride {
-        distance += (S::LANES - 1) * stride;
+pub(super) fn look_ahead<S: Simd, F: BlockFormat>(
+    unit: &Unit<'_>,
+    row: usize,
+    block: usize,
+) -> LookAhead {
+    if row + 2 * S::LANES > unit.weight.rows() {
+        return LookAhead::nothing();
     }
-    // A panel is unpacked by about `panel_bytes / 16` reads; they share the rows out.
-    let rows_per_read = (S::LANES * 16).div_ceil(panel_bytes);
-    let first = row * stride + offset + distance;
-    LookAhead::new(bytes, first, stride, (rows_per_read, panel_bytes.div_ceil(64)))
+    let (bytes, stride) = (unit.weight.bytes(), unit.weight.row_bytes());
+    let rows = S::LANES / STREAMS;
+    let first = (row + S::LANES) * stride + rows * block * F::BLOCK_BYTES;
+    let blocks = (PANEL_COLS / F::BLOCK_LEN).min(stride / F::BLOCK_BYTES - block);
+    LookAhead::new(&bytes[first..][..rows * blocks * F::BLOCK_BYTES], rows * stride)
 }
 
 /// Multiplies the panel, which holds `blocks` of the inputs, with all `inputs`, as many at a time
@@ -229,14 +241,33 @@ pub(crate) fn tile<S: Simd, F: Form, const T: usize>(
 ) -> usize {
     let inputs: &[QuantisedRow<'_>; T] = inputs.first_chunk().expect("at least T inputs");
     let acc: &mut [S::F; T] = acc.first_chunk_mut().expect("one sum per input");
-    let words: [&[u32; PANEL_WORDS]; T] =
-        std::array::from_fn(|t| window(inputs[t].words, blocks.start * F::INPUT_LEN / 4));
     match F::INPUT_LEN {
-        16 => short_blocks::<S, F, T, { 2 * PANEL_BLOCKS }>(s, panel, blocks, inputs, &words, acc),
-        32 => short_blocks::<S, F, T, PANEL_BLOCKS>(s, panel, blocks, inputs, &words, acc),
-        _ => long_block::<S, F, T>(s, panel, blocks.start, inputs, &words, acc),
+        16 => short_blocks::<S, F, T, { 2 * PANEL_BLOCKS }>(s, panel, blocks, inputs, acc),
+        32 => short_blocks::<S, F, T, PANEL_BLOCKS>(s, panel, blocks, inputs, acc),
+        _ => {
+            let (mut total, words) = ([s.splat(0); T], words::<F, T>(inputs, blocks.start));
+            long_words::<S, F, T>(s, panel, (|word| word, &panel.q), &words, &mut total);
+            long_end::<S, F, T>(s, panel, (blocks.start, inputs), total, acc);
+        }
     }
     T
+}
+
+/// Multiplies short blocks of the panel, `N` to a whole one.
+#[inline(always)]
+fn short_blocks<S: Simd, F: Form, const T: usize, const N: usize>(
+    s: S,
+    panel: &Panel<S>,
+    blocks: Range<usize>,
+    inputs: &[QuantisedRow<'_>; T],
+    acc: &mut [S::F; T],
+) {
+    let x = ShortInputs::<T, N>::new::<S, F>(inputs, blocks.start);
+    let mut total = *acc;
+    for (block, q) in panel.q.chunks_exact(PANEL_WORDS / N).take(blocks.len()).enumerate() {
+        short_block::<S, F, T, N>(s, panel, (block, q), &x, &mut total);
+    }
+    *acc = total;
 }
 
 /// A panel's worth of `values` from `first` on.
@@ -245,84 +276,95 @@ fn window<T, const N: usize>(values: &[T], first: usize) -> &[T; N] {
     values[first..].first_chunk().expect("rows are padded by a whole panel")
 }
 
-/// Blocks of one sub-block, `N` to a panel. Where `M` is the same for all rows, symmetric formats
-/// start from `-M`.
-#[inline(always)]
-fn short_blocks<S: Simd, F: Form, const T: usize, const N: usize>(
-    s: S,
-    panel: &Panel<S>,
-    blocks: Range<usize>,
-    inputs: &[QuantisedRow<'_>; T],
-    words: &[&[u32; PANEL_WORDS]; T],
-    acc: &mut [S::F; T],
-) {
-    let bias = if F::Q_MAX == BYTE { S::FULL_BIAS } else { 0 };
-    let offset = if F::SYMMETRIC { bias - F::OFFSET } else { bias };
-    let scales: [&[f32; N]; T] = std::array::from_fn(|t| window(inputs[t].scales, blocks.start));
-    let sums: [&[u32; N]; T] = std::array::from_fn(|t| window(inputs[t].sums, blocks.start));
-    let starts: [[u32; N]; T] =
-        std::array::from_fn(|t| sums[t].map(|sum| sum.wrapping_mul(offset as u32)));
-    let mut total = *acc;
-    for block in 0..blocks.len().min(N) {
-        let start = |t: usize| {
-            if F::OFFSET == PER_ROW {
-                // The upper i16 of `m` is 0.
-                s.dot_pairs(s.splat(0), panel.m[block % 8], s.splat(sums[t][block]))
-            } else {
-                s.splat(if offset == 0 { 0 } else { starts[t][block] })
-            }
-        };
-        let halves = F::Q_MAX == NIBBLE && S::NIBBLE_HALVES;
-        let mut sum: [S::U; T] =
-            std::array::from_fn(|t| if halves { s.splat(0) } else { start(t) });
-        let per_block = PANEL_WORDS / N;
-        for word in per_block * block..per_block * (block + 1) {
-            let q = panel.q[word];
-            for t in 0..T {
-                sum[t] = dot::<S, F>(s, sum[t], q, s.splat(words[t][word]));
-            }
-        }
-        for t in 0..T {
-            if halves {
-                sum[t] = s.dot_pairs(start(t), sum[t], s.splat(0x0001_0001));
-            }
-            let dx = s.splat_f32(scales[t][block]);
-            total[t] = s.fma(s.mul(panel.d[block], dx), s.to_f32(sum[t]), total[t]);
-            if !F::SYMMETRIC {
-                let m = (sums[t][block] as i32 * F::OFFSET) as f32;
-                total[t] = s.fnma(s.mul(panel.e[block % 8], dx), s.splat_f32(m), total[t]);
-            }
-        }
-    }
-    *acc = total;
+/// What inputs whose blocks are short bring to `N` blocks of a panel.
+pub(super) struct ShortInputs<'a, const T: usize, const N: usize> {
+    words: [&'a [u32; PANEL_WORDS]; T],
+    scales: [&'a [f32; N]; T],
+    sums: [&'a [u32; N]; T],
+    /// Symmetric formats whose `M` is the same for all rows start from `-M`.
+    starts: [[u32; N]; T],
 }
 
-/// One block of several sub-blocks with integer scales of their own.
+impl<'a, const T: usize, const N: usize> ShortInputs<'a, T, N> {
+    /// Those of the panel that begins with block `first` of the inputs.
+    #[inline(always)]
+    pub(super) fn new<S: Simd, F: Form>(inputs: &[QuantisedRow<'a>; T], first: usize) -> Self {
+        let sums: [&[u32; N]; T] = std::array::from_fn(|t| window(inputs[t].sums, first));
+        let offset = short_offset::<S, F>();
+        Self {
+            words: words::<F, T>(inputs, first),
+            scales: std::array::from_fn(|t| window(inputs[t].scales, first)),
+            sums,
+            starts: std::array::from_fn(|t| sums[t].map(|sum| sum.wrapping_mul(offset as u32))),
+        }
+    }
+}
+
+/// What is still to be added to each `q` of a block of one sub-block.
 #[inline(always)]
-fn long_block<S: Simd, F: Form, const T: usize>(
+const fn short_offset<S: Simd, F: Form>() -> i32 {
+    let bias = if F::Q_MAX == BYTE { S::FULL_BIAS } else { 0 };
+    if F::SYMMETRIC { bias.wrapping_sub(F::OFFSET) } else { bias }
+}
+
+/// Adds the products of the panel's block `block`, a short one with the codes `q`, to `total`.
+#[inline(always)]
+pub(super) fn short_block<S: Simd, F: Form, const T: usize, const N: usize>(
     s: S,
     panel: &Panel<S>,
-    block: usize,
-    inputs: &[QuantisedRow<'_>; T],
-    words: &[&[u32; PANEL_WORDS]; T],
-    acc: &mut [S::F; T],
+    (block, q): (usize, &[S::U]),
+    x: &ShortInputs<'_, T, N>,
+    total: &mut [S::F; T],
 ) {
-    let num_subs = PANEL_COLS / F::SUB_LEN;
-    let bias = if F::Q_MAX == BYTE { S::FULL_BIAS } else { 0 };
-    let sums: [&[u32; LONG_SUM_WORDS]; T] =
-        std::array::from_fn(|t| window(inputs[t].sums, block * LONG_SUM_WORDS));
-    let first_sum = if F::SUB_LEN == 32 { 0 } else { LONG_SUM_WORDS - 8 };
-    let mut total = [s.splat(0); T];
+    let start = |t: usize| {
+        if F::OFFSET == PER_ROW {
+            // The upper i16 of `m` is 0.
+            s.dot_pairs(s.splat(0), panel.m[block % 8], s.splat(x.sums[t][block]))
+        } else {
+            s.splat(if short_offset::<S, F>() == 0 { 0 } else { x.starts[t][block] })
+        }
+    };
+    let halves = F::Q_MAX == NIBBLE && S::NIBBLE_HALVES;
+    let mut sum: [S::U; T] = std::array::from_fn(|t| if halves { s.splat(0) } else { start(t) });
+    for (word, &q) in q.iter().enumerate() {
+        for t in 0..T {
+            let x = x.words[t][PANEL_WORDS / N * block + word];
+            sum[t] = dot::<S, F>(s, sum[t], q, s.splat(x));
+        }
+    }
+    for t in 0..T {
+        if halves {
+            sum[t] = s.dot_pairs(start(t), sum[t], s.splat(0x0001_0001));
+        }
+        let dx = s.splat_f32(x.scales[t][block]);
+        total[t] = s.fma(s.mul(panel.d[block], dx), s.to_f32(sum[t]), total[t]);
+        if !F::SYMMETRIC {
+            let m = (x.sums[t][block] as i32 * F::OFFSET) as f32;
+            total[t] = s.fnma(s.mul(panel.e[block % 8], dx), s.splat_f32(m), total[t]);
+        }
+    }
+}
+
+/// Adds the products of some words of a block of several sub-blocks, which are `q`, to `total`:
+/// whole sub-blocks with their scales. `place` tells which word of the block is the given one.
+#[inline(always)]
+pub(super) fn long_words<S: Simd, F: Form, const T: usize>(
+    s: S,
+    panel: &Panel<S>,
+    (place, q): (impl Fn(usize) -> usize, &[S::U]),
+    words: &[&[u32; PANEL_WORDS]; T],
+    total: &mut [S::U; T],
+) {
     // Four products of four columns each fit in an i16 where `q` is a nibble; then the one
     // instruction that multiplies pairs of i16 (the other half is 0, or half of the sum) is
     // cheaper than a full multiplication, even twice.
     let run = if F::Q_MAX == NIBBLE { 4 } else { F::SUB_LEN / 4 };
-    for first in (0..PANEL_WORDS).step_by(run) {
+    for (index, q) in q.chunks_exact(run).enumerate() {
+        let first = place(index * run);
         let mut sum = [s.splat(0); T];
-        for word in first..first + run {
-            let q = panel.q[word];
+        for (word, &q) in q.iter().enumerate() {
             for t in 0..T {
-                sum[t] = dot::<S, F>(s, sum[t], q, s.splat(words[t][word]));
+                sum[t] = dot::<S, F>(s, sum[t], q, s.splat(words[t][first + word]));
             }
         }
         let mut sc = panel.sc[first / (F::SUB_LEN / 4)];
@@ -337,11 +379,26 @@ fn long_block<S: Simd, F: Form, const T: usize>(
             };
         }
     }
+}
+
+/// Ends a block of several sub-blocks: adds the `total` of its products and its offsets to `acc`.
+#[inline(always)]
+pub(super) fn long_end<S: Simd, F: Form, const T: usize>(
+    s: S,
+    panel: &Panel<S>,
+    (block, inputs): (usize, &[QuantisedRow<'_>; T]),
+    total: [S::U; T],
+    acc: &mut [S::F; T],
+) {
+    let num_subs = PANEL_COLS / F::SUB_LEN;
+    let bias = if F::Q_MAX == BYTE { S::FULL_BIAS } else { 0 };
+    let first_sum = if F::SUB_LEN == 32 { 0 } else { LONG_SUM_WORDS - 8 };
     for t in 0..T {
+        let sums: &[u32; LONG_SUM_WORDS] = window(inputs[t].sums, block * LONG_SUM_WORDS);
         let dx = s.splat_f32(inputs[t].scales[block]);
         let mut m = s.splat(0);
         for pair in 0..num_subs / 2 {
-            m = s.dot_pairs(m, panel.m[pair], s.splat(sums[t][first_sum + pair]));
+            m = s.dot_pairs(m, panel.m[pair], s.splat(sums[first_sum + pair]));
         }
         if F::SYMMETRIC {
             // Here `panel.m` is `sc`; part of `offset` may have been subtracted from `q` already.
@@ -353,6 +410,15 @@ fn long_block<S: Simd, F: Form, const T: usize>(
             acc[t] = s.fnma(s.mul(panel.e[0], dx), s.to_f32(m), acc[t]);
         }
     }
+}
+
+/// The words of the inputs that the panel which begins with block `block` is multiplied with.
+#[inline(always)]
+pub(super) fn words<'a, F: Form, const T: usize>(
+    inputs: &[QuantisedRow<'a>; T],
+    block: usize,
+) -> [&'a [u32; PANEL_WORDS]; T] {
+    std::array::from_fn(|t| window(inputs[t].words, block * F::INPUT_LEN / 4))
 }
 
 /// The dot product of four columns that the format's range of `q` asks for.

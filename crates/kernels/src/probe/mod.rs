@@ -28,7 +28,7 @@ pub struct MachineLimits {
     pub threads: usize,
     /// The instruction set measured.
     pub isa: Isa,
-    /// Bytes per second read from memory front to back, best run.
+    /// Bytes per second read from memory, by four streams a thread; best run.
     pub read_bytes_per_s_best: f64,
     /// The same, median run.
     pub read_bytes_per_s_median: f64,
@@ -109,7 +109,8 @@ fn peak_rate(pool: &Pool, turns: impl Fn() -> f64 + Sync) -> f64 {
     best.into_iter().map(|best| best.into_inner().expect("comparing cannot panic")).sum()
 }
 
-/// Adds up numbers as fast as they arrive.
+/// Adds up numbers as fast as they arrive: a line from each quarter by turns, for memory gives a
+/// fifth to a third more to four streams than to one.
 struct Sum<'a>(&'a [f32]);
 
 impl Kernel for Sum<'_> {
@@ -118,9 +119,11 @@ impl Kernel for Sum<'_> {
     #[inline(always)]
     fn run<L: Narrow>(self) -> f32 {
         let mut sums = [L::splat(0.0); 4];
-        for lines in self.0.as_chunks::<LANES>().0.as_chunks::<4>().0 {
-            for (sum, line) in sums.iter_mut().zip(lines) {
-                *sum = *sum + L::load(line);
+        let lines = self.0.as_chunks::<LANES>().0;
+        let quarter = lines.len() / 4;
+        for line in 0..quarter {
+            for (stream, sum) in sums.iter_mut().enumerate() {
+                *sum = *sum + L::load(&lines[stream * quarter + line]);
             }
         }
         let [a, b, c, d] = sums;

@@ -20,7 +20,7 @@ use std::ops::Range;
 use super::weights::{DEPTH, Pending, QUARTERS, STRIPE_ROWS, Stripe, Tile, WeightTiles, transpose};
 use super::{Sums, TILE_COLS, TILE_ROWS, Tiles};
 use crate::arch::avx512::Avx512;
-use crate::formats::rows::LookAhead;
+use crate::formats::rows::{LookAhead, STREAMS};
 use crate::formats::{BlockFormat, Codes, PANEL_COLS};
 use crate::matmul::{self, Unit};
 
@@ -208,10 +208,14 @@ impl Product<'_> {
     fn look_ahead<F: BlockFormat>(&self, piece: Option<Piece>) -> LookAhead {
         let Some(Piece { blocks, rows, .. }) = piece else { return LookAhead::nothing() };
         let (bytes, stride) = (self.unit.weight.bytes(), self.unit.weight.row_bytes());
-        let first = rows.start * stride + blocks.start * F::BLOCK_BYTES;
-        let end = bytes.len().min(rows.end * stride);
-        let lines = (blocks.len() * F::BLOCK_BYTES).div_ceil(64);
-        LookAhead::new(&bytes[..end], first, stride, (1, lines))
+        // The pieces of the next rows lie one after the other in memory: requested in that order,
+        // they are a few streams, however short rows are.
+        let share = rows.len() / STREAMS;
+        let first = rows.end * stride + share * blocks.start * F::BLOCK_BYTES;
+        if rows.end + rows.len() > self.unit.weight.rows() {
+            return LookAhead::nothing();
+        }
+        LookAhead::new(&bytes[first..][..share * blocks.len() * F::BLOCK_BYTES], share * stride)
     }
 
     /// Unpacks the scales of both panels of a piece, and codes that cannot be read row by row.
