@@ -169,6 +169,10 @@ pub(crate) enum Codes {
     Nibbles { first: usize, run: usize, levels: &'static [u8; 16] },
     /// One i8 per column, from byte `first` on: `q - 128`.
     Bytes { first: usize },
+    /// Six bits, twice 128 columns. The low halves of 64 bytes from byte 0 on are as many columns,
+    /// their high halves the next; of 32 bytes from byte `upper` on each pair of bits belongs to 32
+    /// columns.
+    Sixes { upper: usize },
 }
 
 impl Codes {
@@ -281,6 +285,7 @@ pub(crate) const fn block_row<F: BlockFormat>() -> Format {
         Codes::Nibbles { run: 32, .. } =>
             F::BLOCK_LEN == PANEL_COLS && <F::Form as Form>::SUB_LEN == 32,
         Codes::Nibbles { run, .. } => matches!(run, 1 | 8 | 16),
+        Codes::Sixes { .. } => F::BLOCK_LEN == PANEL_COLS && <F::Form as Form>::SUB_LEN == 16,
         Codes::Bytes { .. } => <F::Form as Form>::SYMMETRIC && <F::Form as Form>::OFFSET == 128,
     });
     Format {

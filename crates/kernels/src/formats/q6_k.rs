@@ -13,7 +13,7 @@
 
 use super::rows::BlockRows;
 use super::search::SymmetricBlock;
-use super::{BlockFormat, Panel, SEVEN_BITS, Symmetric, block_row, half, scale_bytes};
+use super::{BlockFormat, Codes, Panel, SEVEN_BITS, Symmetric, block_row, half, scale_bytes};
 use crate::dtype::{DType, EncodeBlock, Format};
 use crate::simd::Simd;
 
@@ -38,6 +38,7 @@ impl BlockFormat for Q6K {
     const BLOCK_LEN: usize = 256;
     const BLOCK_BYTES: usize = 210;
     const STEP: usize = 16;
+    const CODES: Codes = Codes::Sixes { upper: 128 };
     type Form = Symmetric<256, 16, SEVEN_BITS, 32>;
     const ENCODE: Option<EncodeBlock> = Some(encode);
 

@@ -59,6 +59,8 @@ pub(super) struct Stripe<F> {
     scales: *const f32,
     /// The first row's line in the first of two tiles.
     lines: *mut __m512i,
+    /// The quarter it is half of.
+    quarter: usize,
     format: PhantomData<F>,
 }
 
@@ -98,6 +100,23 @@ const fn spread(run: usize) -> ([u8; 64], [u16; 32]) {
     (bytes, shifts)
 }
 
+/// For the first 64 of 128 columns of [`Codes::Sixes`], and for the others: by how much nibbles are
+/// shifted right, and words of pairs of bits turned right to bring them to bits 4 and 5.
+const SIXES: [([u16; 32], [u32; 16]); 2] = {
+    let (near, far) = ([28, 30], [0, 2]);
+    [([0; 32], halves(near)), ([4; 32], halves(far))]
+};
+
+/// Eight times the first, then eight times the second.
+const fn halves([first, second]: [u32; 2]) -> [u32; 16] {
+    let (mut all, mut i) = ([first; 16], 8);
+    while i < 16 {
+        all[i] = second;
+        i += 1;
+    }
+    all
+}
+
 /// Constants of a format.
 struct Of<F>(PhantomData<F>);
 
@@ -107,10 +126,13 @@ impl<F: BlockFormat> Of<F> {
         Codes::Nibbles { run: run @ ..=16, .. } => spread(run),
         _ => spread(16),
     };
+    /// Whether codes that are widened have [`centre`] in them.
+    const CENTRED: bool = centre::<F::Form>().is_some()
+        && matches!(F::CODES, Codes::Nibbles { .. } | Codes::Bytes { .. });
     /// Bytes before the first code.
     const FIRST: usize = match F::CODES {
         Codes::Nibbles { first, .. } | Codes::Bytes { first } => first,
-        Codes::Various => 0,
+        Codes::Sixes { .. } | Codes::Various => 0,
     };
     /// Bytes that hold the codes of 32 columns.
     const HALF: usize = if matches!(F::CODES, Codes::Nibbles { .. }) { 16 } else { 32 };
@@ -118,6 +140,7 @@ impl<F: BlockFormat> Of<F> {
     const STEPS: [usize; 2] = match (F::CODES, F::BLOCK_LEN) {
         (Codes::Nibbles { .. } | Codes::Bytes { .. }, 32) => [F::BLOCK_BYTES, 2 * F::BLOCK_BYTES],
         (Codes::Nibbles { .. } | Codes::Bytes { .. }, 64) => [Self::HALF, F::BLOCK_BYTES],
+        (Codes::Sixes { .. }, _) => [0, 0],
         _ => [Self::HALF, 2 * Self::HALF],
     };
     /// Scales from one column of a quarter on, in numbers.
@@ -187,6 +210,7 @@ impl Pending {
             stride,
             scales: &raw const self.scales[0][quarter * 64 / F::Form::SUB_LEN][row],
             lines: &raw mut tiles[2 * quarter][row],
+            quarter,
             format: PhantomData,
         }
     }
@@ -206,11 +230,13 @@ impl<F: BlockFormat> Stripe<F> {
         // and a row's line in a tile is followed by the same row's line in the next tile.
         unsafe {
             let codes = self.codes.add(row * self.stride);
-            let lines = if matches!(F::CODES, Codes::Nibbles { run: 32, .. }) {
-                self.both_halves(codes, row)
-            } else {
-                let next = codes.add(Of::<F>::STEPS[0]);
-                [self.half(codes, row, 0), self.half(next, row, 32)]
+            let lines = match F::CODES {
+                Codes::Nibbles { run: 32, .. } => self.both_halves(codes, row),
+                Codes::Sixes { upper } => self.sixes(codes, upper, row),
+                _ => {
+                    let next = codes.add(Of::<F>::STEPS[0]);
+                    [self.half(codes, row, 0), self.half(next, row, 32)]
+                }
             };
             self.lines.add(row).write(lines[0]);
             self.lines.add(TILE_ROWS + row).write(lines[1]);
@@ -263,7 +289,7 @@ impl<F: BlockFormat> Stripe<F> {
             (*scale, scale.add(SUBS * TILE_ROWS))
         };
         let scale = _mm512_set1_ps(scale);
-        if centre::<F::Form>().is_some() && !matches!(F::CODES, Codes::Various) {
+        if Of::<F>::CENTRED {
             return _mm512_mul_ps(codes, scale);
         }
         // SAFETY: as above.
@@ -292,6 +318,35 @@ impl<F: BlockFormat> Stripe<F> {
         let low = _mm512_ternarylogic_epi32::<0xf8>(upper, words, nibble);
         let high = _mm512_srli_epi16::<4>(words);
         [_mm512_permutexvar_epi16(low, table), _mm512_permutexvar_epi16(high, table)]
+    }
+
+    /// 64 columns of six bits of a block, see [`Codes::Sixes`].
+    ///
+    /// # Safety
+    /// As [`Stripe::convert`].
+    #[target_feature(
+        enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c"
+    )]
+    #[inline]
+    unsafe fn sixes(&self, block: *const u8, upper: usize, row: usize) -> [__m512i; 2] {
+        let (half, odd) = (self.quarter / 2, self.quarter % 2);
+        let (shift, turns) = &SIXES[odd];
+        let mut codes = [0u8; 64];
+        // SAFETY: a block has both planes, arrays are as large as the vectors, and the caller
+        // promises the rest.
+        unsafe {
+            let nibbles = _mm512_loadu_si512(block.add(64 * half).cast());
+            let nibbles = _mm512_srlv_epi16(nibbles, _mm512_loadu_si512(shift.as_ptr().cast()));
+            let pairs = _mm256_loadu_si256(block.add(upper + 32 * half).cast());
+            let pairs = _mm512_broadcast_i64x4(pairs);
+            let pairs = _mm512_rorv_epi32(pairs, _mm512_loadu_si512(turns.as_ptr().cast()));
+            let pairs = _mm512_and_si512(pairs, _mm512_set1_epi8(0x30));
+            // pairs | (nibbles & 15)
+            let six = _mm512_ternarylogic_epi32::<0xf8>(pairs, nibbles, _mm512_set1_epi8(15));
+            // Widening reads memory: taking a vector apart would cost as much again.
+            _mm512_storeu_si512(codes.as_mut_ptr().cast(), six);
+            [self.bytes(codes.as_ptr(), row, 0), self.bytes(codes.as_ptr().add(32), row, 32)]
+        }
     }
 
     /// 32 columns of nibbles in 16 bytes.
