@@ -208,8 +208,9 @@ pub(crate) trait BlockFormat: 'static {
     /// How its codes lie; where this says so, [`BlockFormat::unpack_scales`] has to be there, too.
     const CODES: Codes = Codes::Various;
     /// Words of codes (four columns each) that [`BlockFormat::unpack_step`] brings, at most
-    /// [`STEP_MAX`], whole sub-blocks only; in formats of short blocks all of a block. 0 where the
-    /// format has an `unpack` of its own instead.
+    /// [`STEP_MAX`], whole sub-blocks only; in formats of short blocks all of a block, in order.
+    /// Such formats have an [`BlockFormat::unpack_scales`], too. 0 where the format has an
+    /// [`BlockFormat::unpack`] of its own instead.
     const STEP: usize = 0;
     /// Encodes one block: `values` `[BLOCK_LEN]` and how much an error in each counts (see
     /// [`EncodeBlock`]) to `block` `[BLOCK_BYTES]`; `None` if the format can only be read.
@@ -278,14 +279,21 @@ pub(crate) const fn block_row<F: BlockFormat>() -> Format {
     assert!(F::INPUT.block_len() == <F::Form as Form>::INPUT_LEN);
     assert!(matches!(<F::Form as Form>::Q_MAX, NIBBLE | SEVEN_BITS | BYTE));
     assert!(F::STEP <= STEP_MAX && (F::STEP == 0 || (F::BLOCK_LEN / 4).is_multiple_of(F::STEP)));
-    assert!(F::STEP == 0 || F::BLOCK_LEN == PANEL_COLS || F::STEP == F::BLOCK_LEN / 4);
+    assert!(F::STEP.is_multiple_of(<F::Form as Form>::SUB_LEN / 4));
+    let is_long = <F::Form as Form>::INPUT_LEN == PANEL_COLS;
+    assert!(F::STEP == 0 || is_long || F::STEP == F::BLOCK_LEN / 4);
     assert!(<F::Form as Form>::SYMMETRIC || <F::Form as Form>::Q_MAX < BYTE || F::BLOCK_LEN == 32);
     assert!(match F::CODES {
         Codes::Various => true,
         Codes::Nibbles { run: 32, .. } =>
             F::BLOCK_LEN == PANEL_COLS && <F::Form as Form>::SUB_LEN == 32,
         Codes::Nibbles { run, .. } => matches!(run, 1 | 8 | 16),
-        Codes::Sixes { .. } => F::BLOCK_LEN == PANEL_COLS && <F::Form as Form>::SUB_LEN == 16,
+        Codes::Sixes { upper } =>
+            F::BLOCK_LEN == PANEL_COLS
+                && <F::Form as Form>::SUB_LEN == 16
+                && <F::Form as Form>::Q_MAX == SEVEN_BITS
+                && upper >= 128
+                && upper + 64 <= F::BLOCK_BYTES,
         Codes::Bytes { .. } => <F::Form as Form>::SYMMETRIC && <F::Form as Form>::OFFSET == 128,
     });
     Format {

@@ -3,8 +3,8 @@
 //! A panel is `LANES` rows by 256 columns (one block of 256, or eight of 32), unpacked from the
 //! file's own blocks into words whose lane `i` belongs to row `i`. Tokens are then taken a few at
 //! a time; each word of four columns is multiplied by the token's same four inputs, broadcast to
-//! all lanes. No lane ever meets another, so the sums of 16 rows cost no more than those of one,
-//! and one token or sixty-four run through the same code.
+//! all lanes. No lane ever meets another, so the sums of 16 rows cost no more than those of one.
+//! One token or two take the same steps in the same order, without the panel (`few`).
 
 use std::ops::Range;
 
@@ -127,7 +127,6 @@ pub(crate) fn unpack<S: Simd, F: BlockFormat>(
 }
 
 /// [`unpack`] where only the scales are wanted.
-#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only tiles read rows"))]
 #[inline(always)]
 pub(crate) fn unpack_scales<S: Simd, F: BlockFormat>(
     s: S,
@@ -188,7 +187,8 @@ fn unpack_by<S: Simd, F: BlockFormat, const CODES: bool>(
 
 /// What to request from memory while the panel of block `block` and the rows from `row` on is
 /// unpacked: its share of the next panel's rows. They lie in memory one after the other, and are
-/// requested in that order, however short rows are; past the matrix there is nothing.
+/// requested in that order, however short rows are. Past the unit they may be another thread's, who
+/// then finds them nearer than memory; past the matrix there is nothing.
 #[inline(always)]
 pub(super) fn look_ahead<S: Simd, F: BlockFormat>(
     unit: &Unit<'_>,

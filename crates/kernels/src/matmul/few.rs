@@ -28,6 +28,7 @@ pub(super) fn panel_rows<S: Simd, F: BlockFormat>(
     inputs: &[QuantisedRow<'_>],
     tokens: Range<usize>,
 ) -> bool {
+    // Plain Rust, the others' reference, stays with panels.
     if F::STEP == 0 || S::TILE == 1 || rows.len() < S::LANES {
         return false;
     }

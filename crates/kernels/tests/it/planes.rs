@@ -199,7 +199,7 @@ fn every_layout_and_shape_equals_the_oracle() {
     let mut random = Random::new(21);
     for cols in [32, 224, 256, 544] {
         for layout in layouts(cols) {
-            for (rows, tokens) in [(1, 1), (7, 3), (33, 9)] {
+            for (rows, tokens) in [(1, 1), (7, 3), (33, 1), (33, 2), (33, 9)] {
                 let weights = Weights::random(&mut random, layout, [rows, cols]);
                 let x = inputs(&mut random, tokens * cols);
                 check(&weights, weights.matrix(), &|row| row, &x);

@@ -175,7 +175,7 @@ impl Product<'_> {
             if let Some(piece) = &piece {
                 self.unpack::<F>(piece, &mut scratch.pending);
             }
-            let ahead = self.look_ahead::<F>(part.get(index + 1));
+            let ahead = self.look_ahead::<F>(part, part.get(index + 1));
             // What is multiplied may be too short for all of what is converted meanwhile.
             let beside =
                 piece.is_some() && before.as_ref().is_some_and(|p| p.depth::<F>() == DEPTH);
@@ -202,19 +202,17 @@ impl Product<'_> {
         }
     }
 
-    /// Requests the weights of a piece from memory, a row at a time: all at once would fill the
-    /// processor's line buffers and stall whatever reads next.
+    /// Requests from memory what lies behind the rows of a piece of a whole part, its share of as
+    /// many rows: one after the other they are a few streams, however short they are.
     #[inline(always)]
-    fn look_ahead<F: BlockFormat>(&self, piece: Option<Piece>) -> LookAhead {
+    fn look_ahead<F: BlockFormat>(&self, part: &Part, piece: Option<Piece>) -> LookAhead {
         let Some(Piece { blocks, rows, .. }) = piece else { return LookAhead::nothing() };
-        let (bytes, stride) = (self.unit.weight.bytes(), self.unit.weight.row_bytes());
-        // The pieces of the next rows lie one after the other in memory: requested in that order,
-        // they are a few streams, however short rows are.
-        let share = rows.len() / STREAMS;
-        let first = rows.end * stride + share * blocks.start * F::BLOCK_BYTES;
-        if rows.end + rows.len() > self.unit.weight.rows() {
+        if !part.whole || rows.end + rows.len() > self.unit.weight.rows() {
             return LookAhead::nothing();
         }
+        let (bytes, stride) = (self.unit.weight.bytes(), self.unit.weight.row_bytes());
+        let share = rows.len() / STREAMS;
+        let first = rows.end * stride + share * blocks.start * F::BLOCK_BYTES;
         LookAhead::new(&bytes[first..][..share * blocks.len() * F::BLOCK_BYTES], share * stride)
     }
 
@@ -343,8 +341,9 @@ struct Inputs {
 #[inline(always)]
 fn convert_all<F: BlockFormat>(pending: &[Pending; 2], tiles: &mut [WeightTiles; 2]) {
     for (pending, tiles) in pending.iter().zip(tiles) {
+        let panel: Stripe<F> = pending.stripe(tiles);
         for stripe in 0..2 * QUARTERS {
-            let stripe: Stripe<F> = pending.stripe((stripe % 2, stripe / 2), tiles);
+            let stripe = panel.at((stripe % 2, stripe / 2));
             for row in 0..STRIPE_ROWS {
                 // SAFETY: the panel was prepared, and the stripe was just made.
                 unsafe { stripe.convert(row) };
@@ -415,38 +414,53 @@ impl Quad<'_> {
                 ahead.request();
             }
         };
-        for (depth, column) in columns.enumerate() {
-            let weights = [&now[0][depth], &now[1][depth]];
+        let operands = |depth: usize, column: usize| {
             let inputs = places.map(|place| &scratch.inputs[place + column]);
-            // A quarter past what is being multiplied: loads wait for stores just before them
-            // whose addresses agree in the lowest twelve bits.
-            let place = (depth % 2, (depth / 2 + 1) % QUARTERS);
-            let [first, second] = &mut *next;
-            let stripes: [Stripe<F>; 2] =
-                [scratch.pending[0].stripe(place, first), scratch.pending[1].stripe(place, second)];
-            match beside {
-                Beside::Nothing => self.step(weights, inputs, |_| ()),
-                Beside::Panel(panel) => self.step(weights, inputs, |slot| {
-                    request(slot);
-                    // SAFETY: panels were prepared before their stripes were made, just now; a
-                    // machine with tiles of bfloats has the instructions.
-                    unsafe { stripes[panel].convert(slot) };
-                }),
-                Beside::BothPanels => self.step(weights, inputs, |slot| {
-                    request(slot);
-                    // SAFETY: as above.
-                    unsafe {
-                        stripes[0].convert(slot);
-                        stripes[1].convert(slot);
-                    }
-                }),
+            ([&now[0][depth], &now[1][depth]], inputs)
+        };
+        // A quarter past what is being multiplied: loads wait for stores just before them whose
+        // addresses agree in the lowest twelve bits.
+        let place = |depth: usize| (depth % 2, (depth / 2 + 1) % QUARTERS);
+        match beside {
+            Beside::Nothing => {
+                for (depth, column) in columns.enumerate() {
+                    self.step(operands(depth, column), |_| ());
+                }
+            }
+            Beside::Panel(panel) => {
+                let panel: Stripe<F> = scratch.pending[panel].stripe(&mut next[panel]);
+                for (depth, column) in columns.enumerate() {
+                    let stripe = panel.at(place(depth));
+                    self.step(operands(depth, column), |slot| {
+                        request(slot);
+                        // SAFETY: panels were prepared before their stripes were made, just now; a
+                        // machine with tiles of bfloats has the instructions.
+                        unsafe { stripe.convert(slot) };
+                    });
+                }
+            }
+            Beside::BothPanels => {
+                let [first, second] = next;
+                let first: Stripe<F> = scratch.pending[0].stripe(first);
+                let second: Stripe<F> = scratch.pending[1].stripe(second);
+                for (depth, column) in columns.enumerate() {
+                    let stripes = (first.at(place(depth)), second.at(place(depth)));
+                    self.step(operands(depth, column), |slot| {
+                        request(slot);
+                        // SAFETY: as above.
+                        unsafe {
+                            stripes.0.convert(slot);
+                            stripes.1.convert(slot);
+                        }
+                    });
+                }
             }
         }
     }
 
     /// Adds the products of 32 columns, and calls `between` with `0..STRIPE_ROWS` meanwhile.
     #[inline(always)]
-    fn step(&self, weights: [&Tile; 2], inputs: [&Tile; 2], mut between: impl FnMut(usize)) {
+    fn step(&self, (weights, inputs): ([&Tile; 2], [&Tile; 2]), mut between: impl FnMut(usize)) {
         let tiles = self.tiles;
         tiles.load_lines::<6>(inputs[0]);
         between(0);

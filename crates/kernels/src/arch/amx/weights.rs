@@ -2,8 +2,8 @@
 //!
 //! A nibble has only sixteen values: `scale * level - shift` of each is rounded to bfloats once for
 //! its sub-block, and a permutation of words looks 32 columns up at once. Bytes are widened and
-//! multiplied. Formats whose codes lie in a way of their own are unpacked as for all instruction
-//! sets, lane `i` for row `i`, and transposed.
+//! multiplied, and six bits are put together as bytes first. Formats whose codes lie in a way of
+//! their own are unpacked as for all instruction sets, lane `i` for row `i`, and transposed.
 
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
@@ -33,7 +33,7 @@ const SUBS: usize = 16;
 pub(super) struct Pending {
     pub(super) panel: Panel<Avx512>,
     /// What codes are multiplied with, `[sub-block, row]`; then what is subtracted, unless
-    /// [`centre`] says that codes have it in them.
+    /// [`Of::CENTRED`].
     scales: [[[f32; TILE_ROWS]; SUBS]; 2],
     /// Rows of codes of formats that are [`Codes::Various`]; blocks of the file where it has fewer
     /// rows or columns than a panel.
@@ -126,7 +126,7 @@ impl<F: BlockFormat> Of<F> {
         Codes::Nibbles { run: run @ ..=16, .. } => spread(run),
         _ => spread(16),
     };
-    /// Whether codes that are widened have [`centre`] in them.
+    /// Whether [`centre`] is taken out of codes before they are multiplied.
     const CENTRED: bool = centre::<F::Form>().is_some()
         && matches!(F::CODES, Codes::Nibbles { .. } | Codes::Bytes { .. });
     /// Bytes before the first code.
@@ -194,29 +194,38 @@ impl Pending {
         self.rows = COPIED;
     }
 
-    /// Rows `8 half..` of a quarter of the columns, on their way to `tiles`.
+    /// The first stripe, on its way to `tiles`.
     #[inline(always)]
-    pub(super) fn stripe<F: BlockFormat>(
-        &self,
-        (half, quarter): (usize, usize),
-        tiles: &mut WeightTiles,
-    ) -> Stripe<F> {
-        let row = half * STRIPE_ROWS;
+    pub(super) fn stripe<F: BlockFormat>(&self, tiles: &mut WeightTiles) -> Stripe<F> {
         let (first, stride) =
             if self.rows.0.is_null() { (self.copy.as_ptr().cast(), COPY_BYTES) } else { self.rows };
-        let codes = row * stride + Of::<F>::FIRST + quarter * Of::<F>::STEPS[1];
         Stripe {
-            codes: first.wrapping_add(codes),
+            codes: first.wrapping_add(Of::<F>::FIRST),
             stride,
-            scales: &raw const self.scales[0][quarter * 64 / F::Form::SUB_LEN][row],
-            lines: &raw mut tiles[2 * quarter][row],
-            quarter,
+            scales: self.scales.as_ptr().cast(),
+            lines: tiles.as_mut_ptr().cast(),
+            quarter: 0,
             format: PhantomData,
         }
     }
 }
 
 impl<F: BlockFormat> Stripe<F> {
+    /// From a panel's first stripe to its rows `8 half..` of a quarter of the columns.
+    #[inline(always)]
+    pub(super) fn at(&self, (half, quarter): (usize, usize)) -> Self {
+        let row = half * STRIPE_ROWS;
+        let codes = row * self.stride + quarter * Of::<F>::STEPS[1];
+        Self {
+            codes: self.codes.wrapping_add(codes),
+            stride: self.stride,
+            scales: self.scales.wrapping_add(Of::<F>::scale_at(64 * quarter) + row),
+            lines: self.lines.wrapping_add(2 * quarter * TILE_ROWS + row),
+            quarter,
+            format: PhantomData,
+        }
+    }
+
     /// Converts row `row`, below [`STRIPE_ROWS`].
     ///
     /// # Safety
