@@ -2,9 +2,11 @@
 
 use std::cell::Cell;
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use crate::arch;
 use crate::simd::Simd;
+use crate::tensor::Matrix;
 
 /// The same block of `LANES` consecutive rows, still as bytes.
 pub(crate) struct BlockRows<'a, S> {
@@ -79,20 +81,28 @@ pub(crate) struct LookAhead {
 }
 
 /// Runs of lines that are requested side by side.
-pub(crate) const STREAMS: usize = 4;
+const STREAMS: usize = 4;
 
 impl LookAhead {
-    /// Requests the cache lines of `first`, and of as many bytes `apart`, twice and three times
-    /// `apart` bytes further on. The caller sees to it that all of them are the same matrix's.
+    /// What to request while `part` of the bytes of each of `rows` is read: its share of as many
+    /// rows behind them. Those lie in memory one after the other and are requested in that order,
+    /// however short they are. Behind a unit they may be another thread's, who then finds them
+    /// nearer than memory; past the matrix there is nothing.
     #[inline(always)]
-    pub(crate) fn new(first: &[u8], apart: usize) -> Self {
-        let bytes = first.as_ptr_range();
-        Self { next: Cell::new(bytes.start), end: bytes.end, apart }
+    pub(crate) fn behind(weight: &Matrix<'_>, rows: &Range<usize>, part: Range<usize>) -> Self {
+        if rows.end + rows.len() > weight.rows() {
+            return Self::nothing();
+        }
+        let (share, stride) = (rows.len() / STREAMS, weight.row_bytes());
+        let first = rows.end * stride + share * part.start;
+        let bytes = weight.bytes()[first..][..share * part.len()].as_ptr_range();
+        Self { next: Cell::new(bytes.start), end: bytes.end, apart: share * stride }
     }
 
     /// Requests nothing.
     pub(crate) fn nothing() -> Self {
-        Self::new(&[], 0)
+        let bytes = [].as_ptr_range();
+        Self { next: Cell::new(bytes.start), end: bytes.end, apart: 0 }
     }
 
     /// Requests the next line of every run: 256 bytes, as much as 16 rows' next 16 bytes.

@@ -12,7 +12,7 @@ use super::{Unit, few};
 use crate::activations::{LONG_SUM_WORDS, QuantisedRow};
 use crate::dtype::ScaleLayout;
 use crate::formats::apart::Part;
-use crate::formats::rows::{BlockRows, LookAhead, STREAMS};
+use crate::formats::rows::{BlockRows, LookAhead};
 use crate::formats::{
     BYTE, BlockFormat, Form, LANES_MAX, NIBBLE, PANEL_BLOCKS, PANEL_BYTES_MAX, PANEL_COLS,
     PANEL_WORDS, PER_ROW, Panel,
@@ -67,11 +67,8 @@ fn panel_rows<S: Simd, F: BlockFormat>(
     let mut block = 0;
     while block < num_blocks {
         let end = num_blocks.min(block + PANEL_COLS / F::BLOCK_LEN);
-        let ahead = if rows.len() == S::LANES {
-            look_ahead::<S, F>(unit, rows.start, block)
-        } else {
-            LookAhead::nothing()
-        };
+        let part = block * F::BLOCK_BYTES..end * F::BLOCK_BYTES;
+        let ahead = LookAhead::behind(&unit.weight, &rows, part);
         unpack::<S, F>(s, unit, panel, (rows.clone(), block..end), &ahead);
         tiles::<S, F::Form>(s, panel, block * parts..end * parts, inputs, &mut acc);
         block = end;
@@ -183,26 +180,6 @@ fn unpack_by<S: Simd, F: BlockFormat, const CODES: bool>(
         let cols = blocks.start * F::BLOCK_LEN..blocks.end * F::BLOCK_LEN;
         F::scale(s, &Part { weight: &unit.weight, rows, cols }, panel);
     }
-}
-
-/// What to request from memory while the panel of block `block` and the rows from `row` on is
-/// unpacked: its share of the next panel's rows. They lie in memory one after the other, and are
-/// requested in that order, however short rows are. Past the unit they may be another thread's, who
-/// then finds them nearer than memory; past the matrix there is nothing.
-#[inline(always)]
-pub(super) fn look_ahead<S: Simd, F: BlockFormat>(
-    unit: &Unit<'_>,
-    row: usize,
-    block: usize,
-) -> LookAhead {
-    if row + 2 * S::LANES > unit.weight.rows() {
-        return LookAhead::nothing();
-    }
-    let (bytes, stride) = (unit.weight.bytes(), unit.weight.row_bytes());
-    let rows = S::LANES / STREAMS;
-    let first = (row + S::LANES) * stride + rows * block * F::BLOCK_BYTES;
-    let blocks = (PANEL_COLS / F::BLOCK_LEN).min(stride / F::BLOCK_BYTES - block);
-    LookAhead::new(&bytes[first..][..rows * blocks * F::BLOCK_BYTES], rows * stride)
 }
 
 /// Multiplies the panel, which holds `blocks` of the inputs, with all `inputs`, as many at a time

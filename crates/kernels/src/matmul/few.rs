@@ -8,9 +8,7 @@
 use std::ops::Range;
 
 use super::Unit;
-use super::blocks::{
-    ShortInputs, long_end, long_words, look_ahead, short_block, unpack_scales, words,
-};
+use super::blocks::{ShortInputs, long_end, long_words, short_block, unpack_scales, words};
 use crate::activations::QuantisedRow;
 use crate::formats::rows::{BlockRows, LookAhead};
 use crate::formats::{BlockFormat, Form, PANEL_BLOCKS, PANEL_COLS, PANEL_WORDS, Panel, STEP_MAX};
@@ -94,7 +92,7 @@ impl<S: Simd> Few<'_, S> {
         acc: &mut [S::F; T],
     ) {
         let (s, first) = (self.s, self.blocks.start);
-        let ahead = look_ahead::<S, F>(self.unit, self.first, first);
+        let ahead = self.look_ahead::<F>();
         let rows = self.block::<F>(0, &ahead);
         let (mut total, words) = ([s.splat(0); T], words::<F::Form, T>(inputs, first));
         for step in 0..PANEL_WORDS / F::STEP {
@@ -114,7 +112,7 @@ impl<S: Simd> Few<'_, S> {
         acc: &mut [S::F; T],
     ) {
         let s = self.s;
-        let ahead = look_ahead::<S, F>(self.unit, self.first, self.blocks.start);
+        let ahead = self.look_ahead::<F>();
         // Blocks of the file may hold several blocks of inputs.
         let parts = F::BLOCK_LEN / <F::Form as Form>::INPUT_LEN;
         let x = ShortInputs::<T, N>::new::<S, F::Form>(inputs, self.blocks.start * parts);
@@ -128,6 +126,13 @@ impl<S: Simd> Few<'_, S> {
             }
         }
         *acc = total;
+    }
+
+    /// What to request from memory meanwhile.
+    #[inline(always)]
+    fn look_ahead<F: BlockFormat>(&self) -> LookAhead {
+        let part = self.blocks.start * F::BLOCK_BYTES..self.blocks.end * F::BLOCK_BYTES;
+        LookAhead::behind(&self.unit.weight, &(self.first..self.first + S::LANES), part)
     }
 
     /// The panel's block `slot`, as it lies in the file.

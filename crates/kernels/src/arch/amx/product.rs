@@ -20,7 +20,7 @@ use std::ops::Range;
 use super::weights::{DEPTH, Pending, QUARTERS, STRIPE_ROWS, Stripe, Tile, WeightTiles, transpose};
 use super::{Sums, TILE_COLS, TILE_ROWS, Tiles};
 use crate::arch::avx512::Avx512;
-use crate::formats::rows::{LookAhead, STREAMS};
+use crate::formats::rows::LookAhead;
 use crate::formats::{BlockFormat, Codes, PANEL_COLS};
 use crate::matmul::{self, Unit};
 
@@ -202,18 +202,17 @@ impl Product<'_> {
         }
     }
 
-    /// Requests from memory what lies behind the rows of a piece of a whole part, its share of as
-    /// many rows: one after the other they are a few streams, however short they are.
+    /// What to request from memory before `piece` is read, if a part has all columns: without, what
+    /// lies behind its rows is for later, and another part's.
     #[inline(always)]
     fn look_ahead<F: BlockFormat>(&self, part: &Part, piece: Option<Piece>) -> LookAhead {
-        let Some(Piece { blocks, rows, .. }) = piece else { return LookAhead::nothing() };
-        if !part.whole || rows.end + rows.len() > self.unit.weight.rows() {
-            return LookAhead::nothing();
+        match piece {
+            Some(Piece { blocks, rows, .. }) if part.whole => {
+                let bytes = blocks.start * F::BLOCK_BYTES..blocks.end * F::BLOCK_BYTES;
+                LookAhead::behind(&self.unit.weight, &rows, bytes)
+            }
+            _ => LookAhead::nothing(),
         }
-        let (bytes, stride) = (self.unit.weight.bytes(), self.unit.weight.row_bytes());
-        let share = rows.len() / STREAMS;
-        let first = rows.end * stride + share * blocks.start * F::BLOCK_BYTES;
-        LookAhead::new(&bytes[first..][..share * blocks.len() * F::BLOCK_BYTES], share * stride)
     }
 
     /// Unpacks the scales of both panels of a piece, and codes that cannot be read row by row.
