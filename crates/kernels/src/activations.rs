@@ -446,10 +446,13 @@ fn fill_row<const B: usize, const SUMS: usize, const PAIRS: bool>(
             sum(&q, &mut sums[index * SUMS..(index + 1) * SUMS]);
             let words = &mut words[index * B / 4..(index + 1) * B / 4];
             for (words, q) in words.as_chunks_mut::<2>().0.iter_mut().zip(q.as_chunks::<8>().0) {
-                let order = if PAIRS { [0, 2, 4, 6, 1, 3, 5, 7] } else { [0, 1, 2, 3, 4, 5, 6, 7] };
-                let byte = |i: usize| q[order[i]] as u8;
-                *words = [0, 4]
-                    .map(|i| u32::from_le_bytes([byte(i), byte(i + 1), byte(i + 2), byte(i + 3)]));
+                let [a, b, c, d, e, f, g, h] = q.map(|q| q as u8);
+                let [low, high] =
+                    if PAIRS { [[a, c, e, g], [b, d, f, h]] } else { [[a, b, c, d], [e, f, g, h]] };
+                *words = [u32::from_le_bytes(low), u32::from_le_bytes(high)];
+            }
+            if limb + 1 == limbs {
+                break;
             }
             for (left, q) in left.iter_mut().zip(q) {
                 *left -= f32::from(q) * scale;

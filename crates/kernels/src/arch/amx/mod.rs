@@ -7,10 +7,11 @@
 //! scale that other engines round inputs to, but not the bits of [`crate::matmul`]. It is used
 //! where [`crate::activations::Precision::Mixed`] allows it.
 //!
-//! `product` walks a unit; `weights` makes bfloats of panels, whatever the format. `attention` is
-//! a task of attention.
+//! `product` walks a unit; `weights` makes bfloats of panels, whatever the format; `late` does both
+//! for Q4_K where few inputs share a product. `attention` is a task of attention.
 
 mod attention;
+mod late;
 mod product;
 mod weights;
 

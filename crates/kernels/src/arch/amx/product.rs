@@ -17,6 +17,7 @@ use std::arch::x86_64::*;
 use std::cell::RefCell;
 use std::ops::Range;
 
+use super::late::{self, Late};
 use super::weights::{DEPTH, Pending, QUARTERS, STRIPE_ROWS, Stripe, Tile, WeightTiles, transpose};
 use super::{Sums, TILE_COLS, TILE_ROWS, Tiles};
 use crate::arch::avx512::Avx512;
@@ -43,6 +44,7 @@ struct Scratch {
     totals: [Sums; TOTALS],
     /// The two panels that come next, before they are bfloats.
     pending: [Pending; 2],
+    late: Late,
 }
 
 thread_local! {
@@ -72,10 +74,10 @@ pub(in crate::arch) unsafe fn run<F: BlockFormat>(unit: &Unit<'_>) {
     });
 }
 
-struct Product<'a> {
+pub(super) struct Product<'a> {
     s: Avx512,
-    tiles: Tiles,
-    unit: &'a Unit<'a>,
+    pub(super) tiles: Tiles,
+    pub(super) unit: &'a Unit<'a>,
 }
 
 /// What is multiplied in one go: some columns of two panels.
@@ -135,6 +137,9 @@ impl Product<'_> {
         enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c"
     )]
     fn pass<F: BlockFormat>(&self, scratch: &mut Scratch, tokens: Range<usize>) {
+        if late::is_better::<F>(tokens.len(), self.unit.weight.cols(), INPUT_TILES) {
+            return late::run(self, &mut scratch.late, &mut scratch.inputs, &tokens);
+        }
         let token_tiles = tokens.len().div_ceil(TILE_ROWS);
         let (num_blocks, per_panel) =
             (self.unit.weight.cols() / F::BLOCK_LEN, PANEL_COLS / F::BLOCK_LEN);
@@ -259,7 +264,8 @@ impl Product<'_> {
                     // SAFETY: the columns are 64 bytes.
                     *line = unsafe { _mm512_loadu_si512(columns.as_ptr().cast()) };
                 }
-                *tile = transpose(&lines);
+                transpose(&mut lines);
+                *tile = lines;
             }
         }
     }
@@ -314,14 +320,24 @@ impl Product<'_> {
         for (index, rows) in piece.panels().into_iter().enumerate().filter(|(_, r)| !r.is_empty()) {
             let totals = &scratch.totals[(piece.panel + index) * token_tiles..][..token_tiles];
             for (first, sums) in tokens.clone().step_by(TILE_ROWS).zip(totals) {
-                // SAFETY: a line is as large as the vector.
-                let lines =
-                    sums.each_ref().map(|sums| unsafe { _mm512_loadu_si512(sums.as_ptr().cast()) });
-                let lines = transpose(&lines);
-                for (token, sums) in (first..tokens.end).zip(lines) {
-                    self.unit.store(self.s, _mm512_castsi512_ps(sums), token, rows.clone());
-                }
+                self.hand_over(sums, first..tokens.end, &rows);
             }
+        }
+    }
+
+    /// Hands the totals of one panel and tile of inputs over, the first inputs of `tokens`.
+    #[target_feature(
+        enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c"
+    )]
+    pub(super) fn hand_over(&self, sums: &Sums, tokens: Range<usize>, rows: &Range<usize>) {
+        let mut lines = [_mm512_setzero_si512(); TILE_ROWS];
+        for (line, sums) in lines.iter_mut().zip(sums) {
+            // SAFETY: a row of sums is as large as the vector.
+            *line = unsafe { _mm512_loadu_si512(sums.as_ptr().cast()) };
+        }
+        transpose(&mut lines);
+        for (token, sums) in tokens.zip(&lines) {
+            self.unit.store(self.s, _mm512_castsi512_ps(*sums), token, rows.clone());
         }
     }
 }

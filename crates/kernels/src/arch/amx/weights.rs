@@ -173,10 +173,12 @@ impl Pending {
         self.rows = COPIED;
         if matches!(F::CODES, Codes::Various) {
             for (quarter, words) in self.panel.q.as_chunks::<TILE_ROWS>().0.iter().enumerate() {
-                for (row, line) in self.copy.iter_mut().zip(transpose(words)) {
+                let mut lines = *words;
+                transpose(&mut lines);
+                for (row, line) in self.copy.iter_mut().zip(&lines) {
                     let codes = &mut row[64 * quarter..][..64];
                     // SAFETY: the codes are as large as the vector.
-                    unsafe { _mm512_storeu_si512(codes.as_mut_ptr().cast(), line) };
+                    unsafe { _mm512_storeu_si512(codes.as_mut_ptr().cast(), *line) };
                 }
             }
         } else if rows == TILE_ROWS && row_bytes == whole {
@@ -428,9 +430,16 @@ impl<F: BlockFormat> Stripe<F> {
 /// Word `i` of line `j` becomes word `j` of line `i`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")]
 #[inline]
-pub(super) fn transpose(lines: &Tile) -> Tile {
-    // SAFETY: the machine has AVX-512, and all these types are a kilobyte of anything.
-    unsafe { std::mem::transmute(transpose_16(std::mem::transmute::<Tile, [__m512; 16]>(*lines))) }
+pub(super) fn transpose(lines: &mut Tile) {
+    let mut words = [_mm512_setzero_ps(); TILE_ROWS];
+    for (words, line) in words.iter_mut().zip(&*lines) {
+        *words = _mm512_castsi512_ps(*line);
+    }
+    // SAFETY: the machine has AVX-512.
+    let words = unsafe { transpose_16(words) };
+    for (line, words) in lines.iter_mut().zip(&words) {
+        *line = _mm512_castps_si512(*words);
+    }
 }
 
 /// `d * sc` and `e * m` of sub-block `sub`.
@@ -478,7 +487,9 @@ mod tests {
             std::array::from_fn(|line| std::array::from_fn(|word| (16 * line + word) as u32));
         // SAFETY: both types are a kilobyte of anything, and the processor has the instructions.
         let turned: [[u32; 16]; 16] = unsafe {
-            std::mem::transmute(transpose(&std::mem::transmute::<[[u32; 16]; 16], Tile>(words)))
+            let mut lines = std::mem::transmute::<[[u32; 16]; 16], Tile>(words);
+            transpose(&mut lines);
+            std::mem::transmute(lines)
         };
         for (line, words) in turned.iter().enumerate() {
             for (word, value) in words.iter().enumerate() {
