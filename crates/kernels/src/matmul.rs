@@ -28,7 +28,8 @@
 //!
 //! The exception are inputs that were set as bfloats ([`crate::activations::Precision::Mixed`],
 //! many inputs to a product, a machine with AMX): their products with quantised weights are `sum
-//! of bfloat(w) * bfloat(x)` in single precision, in an order that tiles choose.
+//! of bfloat(w) * bfloat(x)` in single precision, in an order that tiles choose; of Q4_K, where few
+//! share a product, not weights are rounded but what their scales are multiplied with.
 
 mod blocks;
 mod few;

@@ -2,21 +2,21 @@
 //! is most of the work.
 //!
 //! A weight is `d * sc * n - e * m`, with whole numbers `sc` and `m` below 64 of its sub-block and
-//! `n` below 16 of its own. Products take `sc * n`, of which there is a table: 32 weights are one
-//! shift and one permutation. `d` multiplies the sums of a block, which are one vector per row
-//! and 16 inputs; and what is subtracted is one more tile product per block, of `m` with the sums
-//! of inputs over sub-blocks.
+//! `n` below 16 of its own. Products take `sc * (n - 8)`, of which there is a table: 32 weights are
+//! one shift and one permutation. `d` multiplies the sums of a block, which are one vector per row
+//! and 16 inputs. What the table leaves out, `8 * sc`, and what is subtracted, `m`, are one more
+//! tile product each per block, with the sums of inputs over sub-blocks.
 //!
 //! ```text
 //! for each two panels of rows, for each block, for each quarter of it (64 columns):
-//!     tiles of sums += tiles of `sc * n` · tiles of inputs; between tile instructions
+//!     tiles of sums += tiles of `sc * (n - 8)` · tiles of inputs; between tile instructions
 //!         rows of the next quarter become bfloats,
 //!         sums of the block before are scaled and added to totals,
 //!         and what comes later is requested from memory
 //! ```
 //!
-//! `sc * n` is rounded to eight bits, as weights are otherwise; `m` and the sums it is multiplied
-//! with are not, or to sixteen.
+//! `sc * (n - 8)` is rounded to eight bits, as weights are otherwise, and is about as large as
+//! they; `sc` and `m` are exact, and the sums that they are multiplied with have sixteen bits.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -24,8 +24,9 @@ use std::ops::Range;
 use super::product::Product;
 use super::weights::{DEPTH, QUARTERS, Tile, transpose};
 use super::{Sums, TILE_COLS, TILE_ROWS};
+use crate::dtype::DType;
 use crate::formats::rows::LookAhead;
-use crate::formats::{BlockFormat, Codes, PANEL_COLS};
+use crate::formats::{BlockFormat, PANEL_COLS};
 
 /// Inputs that share a product, at most: a block's sums of two panels have to fit in four tiles. Of
 /// more inputs the sums that are stored and scaled would cost more than weights that are not.
@@ -43,10 +44,10 @@ const QUARTER_BYTES: usize = 32;
 /// Whether weights of a format are scaled late for `inputs` inputs.
 pub(super) fn is_better<F: BlockFormat>(inputs: usize, cols: usize, room: usize) -> bool {
     let tiles = inputs.div_ceil(TILE_ROWS) * (cols / PANEL_COLS) * BLOCK_TILES;
-    matches!(F::CODES, Codes::Nibbles { run: 32, .. }) && inputs <= INPUTS_MAX && tiles <= room
+    F::DTYPE == DType::Q4K && inputs <= INPUTS_MAX && tiles <= room
 }
 
-/// `sc * n` as bfloats, `[sc, n]`, each row twice: a permutation of words reads five bits.
+/// `sc * (n - 8)` as bfloats, `[sc, n]`, each row twice: a permutation of words reads five bits.
 #[repr(align(64))]
 struct Table([[u16; 32]; 64]);
 
@@ -54,7 +55,7 @@ struct Table([[u16; 32]; 64]);
 static TABLE: Table = {
     let (mut table, mut i) = ([[0; 32]; 64], 0);
     while i < 64 * 32 {
-        let bits = ((i / 32 * (i % 16)) as f32).to_bits();
+        let bits = ((i / 32) as f32 * ((i % 16) as f32 - 8.0)).to_bits();
         // To nearest, ties to even.
         table[i / 32][i % 32] = ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16;
         i += 1;
@@ -67,6 +68,8 @@ static TABLE: Table = {
 struct Head {
     /// Left factors of what is subtracted: line `i` is `128 + m` of row `i`, twice, then 128s.
     mins: Tile,
+    /// Left factors of what the table leaves out: `1024 + 8 * sc`, twice, then 1024s.
+    middles: Tile,
     /// Bytes from the beginning of the table, `[row, sub-block]`.
     scales: [[u16; SUBS]; TILE_ROWS],
     /// `d` and `e` of each row.
@@ -114,7 +117,7 @@ pub(super) fn run(
         }
     }
     let walk = Walk { product, inputs, blocks };
-    // SAFETY: the features are those of this function.
+    // SAFETY: whoever has a product has tiles.
     unsafe {
         if tokens.len() <= TILE_ROWS {
             walk.rows::<1>(late, tokens);
@@ -170,7 +173,8 @@ fn dot_bfloats(sum: __m512, a: __m512i, b: __m512i) -> __m512 {
 }
 
 /// Sums over sub-blocks as a tile of inputs: their upper halves, what these leave (as exact as 16
-/// bits of significand are), and both again, negative: for `128 + m` twice, and 128 twice.
+/// bits of significand are), and both again, negative: for `128 + m` twice, and 128 twice, or the
+/// like of `sc`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")]
 #[inline]
 fn sums_tile(sums: &[__m512; SUBS]) -> Tile {
@@ -244,20 +248,27 @@ impl Head {
         let high = _mm512_ternarylogic_epi32::<0xf8>(upper, nibbles, set(0x0f));
         let scales = _mm512_unpacklo_epi32(low, high);
         let mins = _mm512_unpackhi_epi32(low, high);
+        // The lower seven bits of a bfloat count in 128ths of the power of two that the others are.
+        let plus_128 = _mm512_unpacklo_epi8(mins, set(0x43));
+        let plus_1024 = _mm512_unpackhi_epi8(_mm512_or_si512(scales, set(0x80)), set(0x44));
+        lines(&mut self.mins[4 * four..], plus_128, _mm512_set1_epi16(0x4300));
+        lines(&mut self.middles[4 * four..], plus_1024, _mm512_set1_epi16(0x4480));
         // `64 * sc`, as words.
         let scales = _mm512_unpackhi_epi8(_mm512_setzero_si512(), scales);
         let scales = _mm512_srli_epi16::<2>(scales);
-        // `128 + m` as bfloats.
-        let ones = _mm512_set1_epi16(0x4300);
-        let mins = _mm512_unpacklo_epi8(mins, set(0x43));
-        let lines = &mut self.mins[4 * four..][..4];
-        lines[0] = _mm512_shuffle_i32x4::<0b00_00_00_00>(mins, ones);
-        lines[1] = _mm512_shuffle_i32x4::<0b00_00_01_01>(mins, ones);
-        lines[2] = _mm512_shuffle_i32x4::<0b00_00_10_10>(mins, ones);
-        lines[3] = _mm512_shuffle_i32x4::<0b00_00_11_11>(mins, ones);
         // SAFETY: four rows of scales are as large as the vector.
-        unsafe { _mm512_storeu_si512(self.scales[4 * four].as_mut_ptr().cast(), scales) };
+        unsafe { _mm512_storeu_si512(self.scales[4 * four..][..4].as_mut_ptr().cast(), scales) };
     }
+}
+
+/// Four lines: eight words of a row in `rows` twice, then those of `rest`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")]
+#[inline]
+fn lines(lines: &mut [__m512i], rows: __m512i, rest: __m512i) {
+    lines[0] = _mm512_shuffle_i32x4::<0b00_00_00_00>(rows, rest);
+    lines[1] = _mm512_shuffle_i32x4::<0b00_00_01_01>(rows, rest);
+    lines[2] = _mm512_shuffle_i32x4::<0b00_00_10_10>(rows, rest);
+    lines[3] = _mm512_shuffle_i32x4::<0b00_00_11_11>(rows, rest);
 }
 
 /// A product of at most [`INPUTS_MAX`] inputs.
@@ -341,8 +352,8 @@ impl Walk<'_> {
                 let end = first + (TILE_ROWS - 1) * stride + BLOCK_BYTES;
                 (bytes[first..end].as_ptr(), stride)
             } else {
-                // Too few rows for a panel: the others are zeros or an earlier panel's, and their
-                // sums are nobody's.
+                // Too few rows for a panel: the others are zeros or what was there before, and
+                // their sums are nobody's.
                 let copy = &mut late.copies[panel][..rows.len()];
                 for (index, copy) in copy.iter_mut().enumerate() {
                     copy.copy_from_slice(&bytes[first + index * stride..][..BLOCK_BYTES]);
@@ -419,11 +430,15 @@ impl Walk<'_> {
                     tiles.load_lines::<7>(&columns[DEPTH]);
                     tiles.load_lines::<4>(&late.heads[parity][0].mins);
                     tiles.multiply::<1, 4, 7>();
+                    tiles.load_lines::<5>(&late.heads[parity][1].mins);
+                    tiles.multiply::<3, 5, 7>();
                 }
                 between!(8 * $half + 7);
                 if TILES == 1 && QUARTER == 0 && $half == 0 {
-                    tiles.load_lines::<5>(&late.heads[parity][1].mins);
-                    tiles.multiply::<3, 5, 7>();
+                    tiles.load_lines::<4>(&late.heads[parity][0].middles);
+                    tiles.multiply::<0, 4, 7>();
+                    tiles.load_lines::<5>(&late.heads[parity][1].middles);
+                    tiles.multiply::<2, 5, 7>();
                 }
             };
         }
@@ -439,6 +454,16 @@ impl Walk<'_> {
         let sums = piece % self.blocks * BLOCK_TILES + DEPTH;
         let [first, second] = &late.heads[piece % 2];
         let [[a, b, low, next_low], [c, d, high, next_high]] = &mut late.products;
+        if TILES == 2 {
+            tiles.load_lines::<6>(&self.inputs[sums]);
+            tiles.load_lines::<7>(&self.inputs[self.blocks * BLOCK_TILES + sums]);
+            tiles.load_lines::<4>(&first.middles);
+            tiles.load_lines::<5>(&second.middles);
+            tiles.multiply::<0, 4, 6>();
+            tiles.multiply::<1, 4, 7>();
+            tiles.multiply::<2, 5, 6>();
+            tiles.multiply::<3, 5, 7>();
+        }
         tiles.store::<0>(a);
         tiles.store::<1>(if TILES == 1 { low } else { b });
         tiles.store::<2>(c);
@@ -448,12 +473,10 @@ impl Walk<'_> {
             tiles.clear::<2>();
             tiles.load_lines::<4>(&first.mins);
             tiles.load_lines::<5>(&second.mins);
-            tiles.load_lines::<6>(&self.inputs[sums]);
             tiles.multiply::<0, 4, 6>();
             tiles.multiply::<2, 5, 6>();
             tiles.clear::<1>();
             tiles.clear::<3>();
-            tiles.load_lines::<7>(&self.inputs[self.blocks * BLOCK_TILES + sums]);
             tiles.multiply::<1, 4, 7>();
             tiles.multiply::<3, 5, 7>();
             tiles.store::<1>(next_low);
@@ -527,6 +550,9 @@ impl Late {
     }
 
     /// Makes bfloats of the first quarter of what was prepared for `parity`.
+    ///
+    /// # Safety
+    /// As [`Late::convert`].
     #[target_feature(
         enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c"
     )]

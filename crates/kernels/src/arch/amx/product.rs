@@ -257,8 +257,8 @@ impl Product<'_> {
             for (index, row) in rows.iter_mut().take(count).enumerate() {
                 *row = unit.input.bfloats(unit.tokens.at(first + index), unit.input_col + col);
             }
-            let mut lines = [_mm512_setzero_si512(); TILE_ROWS];
             for (index, tile) in tiles.iter_mut().enumerate() {
+                let mut lines = [_mm512_setzero_si512(); TILE_ROWS];
                 for (line, row) in lines.iter_mut().zip(&rows[..count]) {
                     let columns = &row[index * TILE_COLS..][..TILE_COLS];
                     // SAFETY: the columns are 64 bytes.
