@@ -70,7 +70,7 @@ pub(crate) fn bf16_to_f32(bfloat: u16) -> f32 {
 
 /// Rounds to the nearest bfloat, ties to even; NaNs stay NaN and come out quiet.
 #[inline(always)]
-pub(crate) fn f32_to_bf16(value: f32) -> u16 {
+pub(crate) const fn f32_to_bf16(value: f32) -> u16 {
     let bits = value.to_bits();
     if value.is_nan() {
         return (bits >> 16) as u16 | 0x0040;

@@ -26,11 +26,11 @@ use super::weights::{DEPTH, QUARTERS, Tile, transpose};
 use super::{Sums, TILE_COLS, TILE_ROWS};
 use crate::dtype::DType;
 use crate::formats::rows::LookAhead;
-use crate::formats::{BlockFormat, PANEL_COLS};
+use crate::formats::{BlockFormat, PANEL_COLS, half};
 
 /// Inputs that share a product, at most: a block's sums of two panels have to fit in four tiles. Of
 /// more inputs the sums that are stored and scaled would cost more than weights that are not.
-pub(super) const INPUTS_MAX: usize = 2 * TILE_ROWS;
+const INPUTS_MAX: usize = 2 * TILE_ROWS;
 /// Tiles of inputs that belong to a block: its columns, and their sums.
 const BLOCK_TILES: usize = DEPTH + 1;
 /// Bytes of a block of Q4_K, and how many of them come before the codes.
@@ -55,9 +55,8 @@ struct Table([[u16; 32]; 64]);
 static TABLE: Table = {
     let (mut table, mut i) = ([[0; 32]; 64], 0);
     while i < 64 * 32 {
-        let bits = ((i / 32) as f32 * ((i % 16) as f32 - 8.0)).to_bits();
-        // To nearest, ties to even.
-        table[i / 32][i % 32] = ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16;
+        let (sc, n) = (i / 32, i % 16);
+        table[sc][i % 32] = half::f32_to_bf16(sc as f32 * (n as f32 - 8.0));
         i += 1;
     }
     Table(table)
